@@ -1,0 +1,221 @@
+"""What must be known of a neuron layer, whichever library wrote it.
+
+An `Adapter` answers for the classes of one library. It is stateless: every method is a function of
+the module it is given, and nothing is ever written on that module but the state variables that the
+module itself owns (`restore`, `reset`) and, inside `recording`, a switch that is put back.
+
+A third library plugs in with one subclass, passed as `adapters=[MyAdapter()]` or found through the
+entry point group ``dynvision_snn.adapters``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+
+class Role(StrEnum):
+    """What a layer's output is.
+
+    `SPIKING` layers emit spikes, `INTEGRATOR` layers their membrane (leaky-integrator readouts),
+    `RECURRENT` layers an analog hidden state (RNN, GRU, LSTM), `ACTIVATION` layers an analog value
+    without any state.
+    """
+
+    SPIKING = "spiking"
+    INTEGRATOR = "integrator"
+    RECURRENT = "recurrent"
+    ACTIVATION = "activation"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTraits:
+    """What is known of a layer without calling it.
+
+    Attributes:
+        role: what its output is.
+        sequence: True where one call runs all timesteps (time on `time_axis`), False where one
+            call is one timestep.
+        membrane: whether the recorded membrane is the one ``"before"`` or ``"after"`` the reset;
+            None where the layer has no membrane to show.
+        time_axis: where a whole-sequence layer has its time axis, in inputs and outputs.
+        dt: the module's own timestep in ms, or None where its library knows none.
+        caveats: what a user should know before publishing numbers of this layer.
+    """
+
+    role: Role
+    sequence: bool = False
+    membrane: Literal["before", "after"] | None = None
+    time_axis: int = 0
+    dt: float | None = None
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One forward call of a module, as a hook sees it."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+    def argument(self, position: int, name: str) -> Any:
+        """The argument at `position`, or by `name`; None where it was not given."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The first argument, however it was passed; the tensor of a ``(tensor, state)`` pair."""
+        first = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        return first[0] if isinstance(first, tuple | list) else first
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one call of a layer yielded, in the library's own layout.
+
+    Attributes:
+        output: spikes, membrane or hidden values that go on to the next layer.
+        membrane: the membrane potential; None where this call does not show it.
+        state: further state variables by name (``"current"``, ``"adaptation"``, ...).
+    """
+
+    output: Tensor
+    membrane: Tensor | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InnerSynapses:
+    """Weights inside a neuron module, which no hook on a Linear would see.
+
+    Attributes:
+        name: the row's suffix, ``"recurrent"`` or ``"input"``; stacked modules number theirs.
+        operator: a weight ``[out, in]``, or the module (convolution, Linear) that applies it.
+        form: ``"dense"`` for a weight matrix, ``"diagonal"`` for a one-to-one connection,
+            ``"module"`` for a synapse module.
+    """
+
+    name: str
+    operator: Tensor | nn.Module
+    form: Literal["dense", "diagonal", "module"] = "dense"
+
+
+@dataclass(frozen=True, slots=True)
+class TimeConstant:
+    """One time constant of a layer, as the module really behaves at its timestep.
+
+    Attributes:
+        name: ``"membrane"``, ``"synapse"``, ``"adaptation"``, ...
+        tau: time constant in ms; one number, or one per unit.
+        integrator: ``"exact"`` for exponential decay, ``"euler"`` for ``1 - dt / tau``.
+    """
+
+    name: str
+    tau: Tensor
+    integrator: Literal["exact", "euler"]
+
+
+class Adapter(ABC):
+    """Answers for the neuron classes of one library."""
+
+    @property
+    @abstractmethod
+    def library(self) -> str:
+        """The library's import name; no two adapters may share it."""
+
+    @abstractmethod
+    def traits(self, module: nn.Module) -> LayerTraits | None:
+        """What is known of `module`, or None where it is none of this library's neurons.
+
+        Raises:
+            AdapterError: for a neuron of this library that is unknown or cannot be served; the
+                message names the class and the reason.
+        """
+
+    @abstractmethod
+    def read(self, module: nn.Module, call: Call) -> Reading:
+        """Output, membrane and further state of one call."""
+
+    def state(self, module: nn.Module) -> dict[str, Any]:
+        """State variables that the module keeps between calls, by name; by reference."""
+        return {}
+
+    def restore(self, module: nn.Module, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` returned."""
+
+    def reset(self, module: nn.Module) -> None:
+        """Forgets every state variable, so that the next call starts a sequence."""
+
+    def synapses(self, module: nn.Module) -> Sequence[InnerSynapses]:
+        """The weights inside the module, in the order of `presynaptic`'s values."""
+        return ()
+
+    def presynaptic(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> (
+        tuple[Tensor | None, ...]
+    ):
+        """What each of `synapses` will receive in the call that is about to happen.
+
+        Called before the forward, while the module still holds its previous state. A value is
+        ``[B, *units]`` (``[T, B, *units]`` is put together by `presynaptic_sequence`); None stands
+        for silence, as at the first timestep of a sequence.
+        """
+        return ()
+
+    def presynaptic_sequence(
+        self, module: nn.Module, before: tuple[Tensor | None, ...], call: Call, reading: Reading
+    ) -> tuple[Tensor | None, ...]:
+        """What each of `synapses` received in a call that has happened.
+
+        One-step layers received what `presynaptic` said. A whole-sequence layer's recurrent weights
+        receive its own output one timestep later; its adapter overrides this.
+        """
+        return before
+
+    def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
+        """Time constants in ms at a timestep of `dt` ms."""
+        return ()
+
+    def set_dt(self, module: nn.Module, dt: float) -> None:
+        """Sets the module's own timestep to `dt` ms; only called where its traits have a `dt`."""
+
+    def recording(self, module: nn.Module) -> AbstractContextManager[None]:
+        """While entered, `read` shows the membrane at every timestep of a whole sequence."""
+        return nullcontext()
+
+    def is_container(self, module: nn.Module) -> bool:
+        """Whether `module` only passes tensors and states between its children."""
+        return False
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_of(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_of(item)
+
+
+def map_tensors(function: Any, value: Any) -> Any:
+    """`value` with `function` applied to every tensor in it; containers are rebuilt."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, item) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(function, item) for item in value)
+    return value

@@ -1,0 +1,127 @@
+"""Which adapter serves which module, and which layers a model has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from torch import nn
+
+from dynvision_snn.adapters.base import Adapter, LayerTraits, Role
+from dynvision_snn.errors import AdapterError
+
+ENTRY_POINT_GROUP = "dynvision_snn.adapters"
+
+# The built-in adapters by the import name of the library that they serve. A file is imported only
+# when a model holds a module of its library, which is then imported already.
+BUILT_IN = {
+    "torch": ("dynvision_snn.adapters.pytorch", "TorchAdapter"),
+    "snntorch": ("dynvision_snn.adapters.snntorch", "SnnTorchAdapter"),
+    "norse": ("dynvision_snn.adapters.norse", "NorseAdapter"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A neuron layer of a model: its dotted name, module, adapter and traits."""
+
+    name: str
+    module: nn.Module
+    adapter: Adapter
+    traits: LayerTraits
+
+    @property
+    def spikes_or_integrates(self) -> bool:
+        """Whether its membrane could be a readout."""
+        return self.traits.role in (Role.SPIKING, Role.INTEGRATOR)
+
+
+class Adapters:
+    """The adapters in force: those given, those of installed packages, and the built-in ones.
+
+    Args:
+        given: adapters of the caller's, asked first.
+
+    Raises:
+        AdapterError: if two adapters serve the same library.
+    """
+
+    def __init__(self, given: Iterable[Adapter] = ()) -> None:
+        self._loaders: dict[str, Callable[[], Adapter]] = {}
+        self._loaded: dict[str, Adapter] = {}
+        for library, (path, name) in BUILT_IN.items():
+            self._register(library, lambda path=path, name=name: getattr(import_module(path), name)())
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            self._register(point.name, lambda point=point: point.load()())
+        for adapter in given:
+            if not isinstance(adapter, Adapter):
+                raise AdapterError(
+                    f"adapters= takes instances of dynvision_snn.adapters.Adapter; "
+                    f"received {adapter!r}. Pass an instance, as in adapters=[MyAdapter()]."
+                )
+            self._register(adapter.library, lambda adapter=adapter: adapter)
+
+    def _register(self, library: str, loader: Callable[[], Adapter]) -> None:
+        if library in self._loaders:
+            raise AdapterError(
+                f"two adapters serve the library {library!r}; keep one of them "
+                f"(libraries served: {', '.join(sorted(self._loaders))})."
+            )
+        self._loaders[library] = loader
+
+    def asked(self, module: nn.Module) -> Iterator[Adapter]:
+        """The adapters that may answer for `module`: its class's library first, then its bases'."""
+        for library in dict.fromkeys(cls.__module__.partition(".")[0] for cls in _own_classes(module)):
+            if library in self._loaders:
+                if library not in self._loaded:
+                    self._loaded[library] = self._loaders[library]()
+                yield self._loaded[library]
+
+    def layer(self, module: nn.Module, name: str = "") -> Layer | None:
+        """`module` as a neuron layer, or None where it is none.
+
+        Raises:
+            AdapterError: for a neuron of a served library that is unknown or cannot be served.
+        """
+        for adapter in self.asked(module):
+            traits = adapter.traits(module)
+            if traits is not None:
+                return Layer(name, module, adapter, traits)
+        return None
+
+    def is_container(self, module: nn.Module) -> bool:
+        """Whether `module` only passes tensors and states between its children."""
+        return any(adapter.is_container(module) for adapter in self.asked(module))
+
+    def walk(self, root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Layer | None]]:
+        """Every module below and including `root`, once, with its layer where it is one.
+
+        What lies inside a neuron layer (its recurrent weights, an inner cell) is part of it and not
+        visited.
+        """
+        yield from self._walk(root, prefix, set())
+
+    def _walk(
+        self, module: nn.Module, name: str, seen: set[int]
+    ) -> Iterator[tuple[str, nn.Module, Layer | None]]:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        layer = self.layer(module, name)
+        yield name, module, layer
+        if layer is not None:
+            return
+        for child_name, child in module.named_children():
+            yield from self._walk(child, f"{name}.{child_name}" if name else child_name, seen)
+
+    def layers(self, root: nn.Module) -> list[Layer]:
+        """The neuron layers of `root`, in the order of its modules."""
+        return [layer for _, _, layer in self.walk(root) if layer is not None]
+
+
+def _own_classes(module: nn.Module) -> list[type]:
+    """The classes of `module` below `nn.Module`, nearest first."""
+    classes = type(module).__mro__
+    return list(classes[: classes.index(nn.Module)])
