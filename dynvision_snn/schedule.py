@@ -1,0 +1,215 @@
+"""The rules of a presentation, as pure functions: entries in, one value per timestep out.
+
+Onsets, reaction windows and phases follow from the sequence of stimulus indices alone. Everything
+a user may pass for a pattern or for named phases is checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from itertools import groupby, pairwise
+from numbers import Integral
+from operator import index
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from dynvision_snn.errors import PresentationError
+from dynvision_snn.timing import check_time, cumulative_steps, format_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = [
+    "Interval",
+    "NamedPhase",
+    "Phase",
+    "check_phases",
+    "onset_mask",
+    "parse_integer",
+    "parse_length",
+    "parse_pattern",
+    "parse_phases",
+    "phase_boundaries",
+    "phase_codes",
+    "stretches",
+    "written",
+]
+
+
+class Phase(IntEnum):
+    """What a timestep is to the run; every timestep is exactly one of these.
+
+    ``IDLE`` is idle time, before the presentation. Within it: ``REACTION`` is a timestep inside a
+    reaction window, whether or not its stimulus is still shown (a null timestep inside a window is
+    ``REACTION``); ``SUPERVISED`` shows a stimulus outside every window; ``NULL`` is the rest: null
+    input outside every window.
+    """
+
+    IDLE = 0
+    NULL = 1
+    REACTION = 2
+    SUPERVISED = 3
+
+
+class NamedPhase(NamedTuple):
+    """A named part of a presentation: its duration in ms and what it shows (0: null input)."""
+
+    name: str
+    duration: float
+    stimulus: int
+
+
+class Interval(NamedTuple):
+    """A stretch of one kind of timestep, in ms from the start of the presentation."""
+
+    start: float
+    stop: float
+    phase: Phase
+
+
+def onset_mask(stimulus_at: torch.Tensor) -> torch.Tensor:
+    """Where a stimulus begins: bool ``[T]`` from the stimulus index per timestep ``[T]``."""
+    before = torch.nn.functional.pad(stimulus_at[:-1], (1, 0))
+    return (stimulus_at > 0) & (stimulus_at != before)
+
+
+def phase_codes(stimulus_at: torch.Tensor, reaction_steps: int) -> torch.Tensor:
+    """The phase of each timestep, int8 ``[T]``, from the stimulus index per timestep ``[T]``."""
+    begun = onset_mask(stimulus_at).cumsum(0)
+    # A timestep is inside a window if an onset fell within the last `reaction_steps` timesteps.
+    steps = min(reaction_steps, len(begun))
+    expired = torch.nn.functional.pad(begun[: len(begun) - steps], (steps, 0))
+    codes = torch.full_like(stimulus_at, Phase.NULL, dtype=torch.int8)
+    codes[stimulus_at > 0] = int(Phase.SUPERVISED)
+    codes[begun > expired] = int(Phase.REACTION)
+    return codes
+
+
+def stretches(values: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Runs of one value, each as (start, stop, value)."""
+    start = 0
+    for value, group in groupby(values):
+        stop = start + sum(1 for _ in group)
+        yield start, stop, value
+        start = stop
+
+
+def written(pattern: tuple[int, ...]) -> str | list[int]:
+    """A pattern in its shortest form: digits, or a list once an entry has two."""
+    return "".join(map(str, pattern)) if max(pattern) <= 9 else list(pattern)
+
+
+def parse_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
+    """The entries of a pattern given as digits or integers; anything else is an error.
+
+    >>> parse_pattern("0120"), parse_pattern([0, 12])
+    ((0, 1, 2, 0), (0, 12))
+    """
+    if isinstance(pattern, str):
+        strange = sorted(set(pattern) - set("0123456789"))
+        if strange:
+            raise PresentationError(
+                f"The pattern {pattern!r} holds {', '.join(map(repr, strange))}; expected the "
+                "digits 0-9 (0: null input, k: the k-th stimulus), such as '0011'."
+            )
+        entries = tuple(int(digit) for digit in pattern)
+    else:
+        try:
+            entries = tuple(index(entry) for entry in pattern)
+        except TypeError as error:
+            raise PresentationError(
+                f"The pattern is {pattern!r}; expected a string of digits such as '0011' (in YAML "
+                "too, in quotes) or a sequence of integers."
+            ) from error
+    if not entries:
+        raise PresentationError("The pattern is empty; expected at least one entry, such as '1'.")
+    if min(entries) < 0:
+        raise PresentationError(
+            f"The pattern holds {min(entries)}; expected 0 (null input) or k >= 1 (the k-th "
+            "stimulus)."
+        )
+    return entries
+
+
+def parse_length(n_timesteps: int | None, n_entries: int) -> int:
+    """The timesteps of a pattern, at least one per entry; one per entry by default."""
+    if n_timesteps is None:
+        return n_entries
+    length = parse_integer(n_timesteps, "n_timesteps")
+    if length < n_entries:
+        raise PresentationError(
+            f"n_timesteps is {length}, fewer than the {n_entries} entries of the pattern; expected "
+            f"at least {n_entries}, so that every entry is shown, or a shorter pattern."
+        )
+    return length
+
+
+def parse_integer(value: int, name: str) -> int:
+    """An integer that is not a bool, as a plain int."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise PresentationError(f"{name} is {value!r}; expected an integer.")
+    return int(value)
+
+
+def parse_phases(phases: Iterable[tuple[str, float, int]]) -> tuple[NamedPhase, ...]:
+    """Named phases from triples of name, duration in ms and stimulus; anything else is an error."""
+    if not isinstance(phases, Iterable):
+        raise PresentationError(
+            f"The phases are {phases!r}; expected a list of (name, duration in ms, stimulus)."
+        )
+    named = []
+    for phase in phases:
+        try:
+            name, duration, stimulus = phase
+        except (TypeError, ValueError) as error:
+            raise PresentationError(
+                f"A phase is {phase!r}; expected its name, duration in ms and stimulus, such as "
+                "('digit', 200, 1)."
+            ) from error
+        if not isinstance(name, str) or not name:
+            raise PresentationError(
+                f"The phase {phase!r} has the name {name!r}; expected a string."
+            )
+        length = check_time(duration, f"The duration of phase {name!r}")
+        shown = parse_integer(stimulus, f"The stimulus of phase {name!r}")
+        if shown < 0:
+            raise PresentationError(
+                f"The stimulus of phase {name!r} is {shown}; expected 0 (null input) or k >= 1."
+            )
+        named.append(NamedPhase(name, length, shown))
+    if not named:
+        raise PresentationError("There are no phases; expected at least one.")
+    return tuple(named)
+
+
+def phase_boundaries(phases: Sequence[NamedPhase], dt: float) -> tuple[int, ...]:
+    """The timesteps at which named phases begin, and the one after the last."""
+    return cumulative_steps((phase.duration for phase in phases), dt)
+
+
+def check_phases(
+    phases: tuple[NamedPhase, ...],
+    entries: tuple[int, ...],
+    dt: float,
+    n_timesteps: int | None,
+) -> None:
+    """Refuse phases that contradict the pattern or length beside them, or that vanish at ``dt``."""
+    if entries != tuple(phase.stimulus for phase in phases):
+        raise PresentationError(
+            f"The pattern {list(entries)} is not what the phases show; build named phases with "
+            "Presentation.from_phases."
+        )
+    boundaries = phase_boundaries(phases, dt)
+    if n_timesteps is not None and n_timesteps != boundaries[-1]:
+        raise PresentationError(
+            f"n_timesteps is {n_timesteps}, but the phases last {boundaries[-1]} timesteps of "
+            f"{format_ms(dt)}. Leave it out; Presentation.at_dt gives the phases at another dt."
+        )
+    for phase, (start, stop) in zip(phases, pairwise(boundaries), strict=True):
+        if start == stop:
+            raise PresentationError(
+                f"The phase {phase.name!r} of {format_ms(phase.duration)} is left without a "
+                f"timestep at dt = {format_ms(dt)}. Make it longer, or dt smaller."
+            )
