@@ -159,9 +159,9 @@ class Adapter(ABC):
         """The weights inside the module, in the order of `presynaptic`'s values."""
         return ()
 
-    def presynaptic(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> (
-        tuple[Tensor | None, ...]
-    ):
+    def presynaptic(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor | None, ...]:
         """What each of `synapses` will receive in the call that is about to happen.
 
         Called before the forward, while the module still holds its previous state. A value is
@@ -191,8 +191,20 @@ class Adapter(ABC):
         """While entered, `read` shows the membrane at every timestep of a whole sequence."""
         return nullcontext()
 
+    def is_fresh(self, module: nn.Module, call: Call) -> bool:
+        """Whether this call of a one-step layer started from no state at all.
+
+        A layer whose state is passed by the caller is fresh when none was passed: at the first
+        timestep of a run rightly so, at any later one because its state was dropped.
+        """
+        return False
+
     def is_container(self, module: nn.Module) -> bool:
         """Whether `module` only passes tensors and states between its children."""
+        return False
+
+    def loops_children(self, module: nn.Module) -> bool:
+        """Whether `module` calls its children once per timestep of a ``[T, ...]`` input."""
         return False
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from torch import nn
 
@@ -37,6 +38,11 @@ class Layer:
         """Whether its membrane could be a readout."""
         return self.traits.role in (Role.SPIKING, Role.INTEGRATOR)
 
+    @property
+    def is_stateful(self) -> bool:
+        """Whether it carries a state from one timestep to the next."""
+        return self.traits.role is not Role.ACTIVATION
+
 
 class Adapters:
     """The adapters in force: those given, those of installed packages, and the built-in ones.
@@ -52,16 +58,16 @@ class Adapters:
         self._loaders: dict[str, Callable[[], Adapter]] = {}
         self._loaded: dict[str, Adapter] = {}
         for library, (path, name) in BUILT_IN.items():
-            self._register(library, lambda path=path, name=name: getattr(import_module(path), name)())
+            self._register(library, partial(_built_in, path, name))
         for point in entry_points(group=ENTRY_POINT_GROUP):
-            self._register(point.name, lambda point=point: point.load()())
+            self._register(point.name, partial(_installed, point))
         for adapter in given:
             if not isinstance(adapter, Adapter):
                 raise AdapterError(
                     f"adapters= takes instances of dynvision_snn.adapters.Adapter; "
                     f"received {adapter!r}. Pass an instance, as in adapters=[MyAdapter()]."
                 )
-            self._register(adapter.library, lambda adapter=adapter: adapter)
+            self._register(adapter.library, partial(_given, adapter))
 
     def _register(self, library: str, loader: Callable[[], Adapter]) -> None:
         if library in self._loaders:
@@ -73,7 +79,9 @@ class Adapters:
 
     def asked(self, module: nn.Module) -> Iterator[Adapter]:
         """The adapters that may answer for `module`: its class's library first, then its bases'."""
-        for library in dict.fromkeys(cls.__module__.partition(".")[0] for cls in _own_classes(module)):
+        for library in dict.fromkeys(
+            cls.__module__.partition(".")[0] for cls in _own_classes(module)
+        ):
             if library in self._loaders:
                 if library not in self._loaded:
                     self._loaded[library] = self._loaders[library]()
@@ -95,7 +103,13 @@ class Adapters:
         """Whether `module` only passes tensors and states between its children."""
         return any(adapter.is_container(module) for adapter in self.asked(module))
 
-    def walk(self, root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Layer | None]]:
+    def loops_children(self, module: nn.Module) -> bool:
+        """Whether `module` calls its children once per timestep of a ``[T, ...]`` input."""
+        return any(adapter.loops_children(module) for adapter in self.asked(module))
+
+    def walk(
+        self, root: nn.Module, prefix: str = ""
+    ) -> Iterator[tuple[str, nn.Module, Layer | None]]:
         """Every module below and including `root`, once, with its layer where it is one.
 
         What lies inside a neuron layer (its recurrent weights, an inner cell) is part of it and not
@@ -125,3 +139,17 @@ def _own_classes(module: nn.Module) -> list[type]:
     """The classes of `module` below `nn.Module`, nearest first."""
     classes = type(module).__mro__
     return list(classes[: classes.index(nn.Module)])
+
+
+def _built_in(path: str, name: str) -> Adapter:
+    adapter: Adapter = getattr(import_module(path), name)()
+    return adapter
+
+
+def _installed(point: EntryPoint) -> Adapter:
+    adapter: Adapter = point.load()()
+    return adapter
+
+
+def _given(adapter: Adapter) -> Adapter:
+    return adapter

@@ -1,0 +1,390 @@
+"""Wrapping: a model of snnTorch, Norse or torch that runs in biological time.
+
+`wrap` finds the spiking and recurrent layers of a model that is not rewritten, and gives back a
+`TimedModel`: called with images and a `Presentation`, it resets the state, runs the idle time,
+shows the presentation timestep by timestep, and returns a `Recording` of the readout's membrane.
+Whoever is attached to it (an energy loss, a meter) is told where each run begins and ends.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.adapters import Adapter, Adapters, Layer, Role
+from dynvision_snn.engine.calling import Stepping
+from dynvision_snn.engine.looking import Look, look
+from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
+from dynvision_snn.errors import AdapterWarning, WrapError, known_names
+from dynvision_snn.observation import Attachment, Clock, Run, RunHost, Watched, watchable
+from dynvision_snn.presentation import Presentation
+from dynvision_snn.recording import LayerRecording, Recorder, Recording, RunState
+from dynvision_snn.timing import check_dt, common_dt
+
+
+def wrap(
+    net: nn.Module,
+    dt: float,
+    *,
+    readout: str | None = None,
+    stepping: Stepping | None = None,
+    time_axis: int | None = None,
+    adapters: Iterable[Adapter] = (),
+    set_dt: bool = False,
+) -> TimedModel:
+    """A model that runs in biological time; `net` itself is not rewritten.
+
+    Args:
+        net: a model with spiking or recurrent layers (snnTorch, Norse, torch), one-step or
+            whole-sequence.
+        dt: length of a timestep in ms.
+        readout: dotted name of the layer whose membrane is decoded. By default the last spiking or
+            integrating layer reached, if the model's output is that layer's spikes or membrane;
+            else the output itself.
+        stepping: ``"step"`` for a model called once per timestep, ``"sequence"`` for one with the
+            time loop inside. By default found out by looking, once, at the first run.
+        time_axis: where a ``"sequence"`` model has time: 0 for ``[T, B, ...]``, 1 for
+            ``[B, T, ...]``. By default found out by looking.
+        adapters: adapters for further libraries.
+        set_dt: set the timestep of modules that have one of their own (Norse, in seconds) to `dt`.
+
+    Raises:
+        WrapError: if `net` has no layer to observe, or is wrapped already.
+        AdapterError: for a neuron that is unknown or cannot be served.
+        TimingError: if a module's own timestep is not `dt`.
+
+    Warns:
+        AdapterWarning: for a layer whose library computes something unexpected.
+
+    >>> import torch, dynvision_snn as dvs
+    >>> gru = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> model = dvs.wrap(gru, dt=2.0)
+    >>> model(torch.ones(5, 4), dvs.Presentation("0110", dt=2.0)).membrane.shape
+    torch.Size([4, 5, 3])
+    """
+    return TimedModel(
+        net,
+        dt,
+        readout=readout,
+        stepping=stepping,
+        time_axis=time_axis,
+        adapters=adapters,
+        set_dt=set_dt,
+    )
+
+
+class TimedModel(RunHost):
+    """A wrapped model; see `wrap`.
+
+    Attributes:
+        net: the model as it was given.
+        dt: length of a timestep in ms.
+        adapters: the adapters in force.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        dt: float,
+        *,
+        readout: str | None = None,
+        stepping: Stepping | None = None,
+        time_axis: int | None = None,
+        adapters: Iterable[Adapter] = (),
+        set_dt: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise WrapError(f"wrap takes an nn.Module; received a {type(net).__name__}.")
+        if any(isinstance(module, RunHost) for module in net.modules()):
+            raise WrapError(
+                "this model is, or holds, a TimedModel already. Wrap the bare model, and use "
+                "model.net where a TimedModel is to become part of another."
+            )
+        if stepping not in (None, "step", "sequence"):
+            raise WrapError(
+                f"stepping={stepping!r}. {known_names(str(stepping), ['step', 'sequence'])}"
+            )
+        if time_axis not in (None, 0, 1):
+            raise WrapError(
+                f"time_axis={time_axis!r}; expected 0 ([T, B, ...]) or 1 ([B, T, ...])."
+            )
+        self.net = net
+        self.dt = check_dt(dt)
+        self.adapters = Adapters(adapters)
+        self._by_hand = (stepping, time_axis, readout)
+        self._look: Look | None = None
+        layers = self.layers()
+        _check_something_to_observe(net, layers)
+        _agree_on_dt(layers, self.dt, set_dt)
+        for layer in layers:
+            for caveat in layer.traits.caveats:
+                warnings.warn(
+                    f"layer {layer.name!r} ({type(layer.module).__name__}): {caveat}",
+                    AdapterWarning,
+                    stacklevel=3,
+                )
+        known = [layer.name for layer in layers]
+        if readout is not None and readout not in known:
+            raise WrapError(
+                f"readout={readout!r} names no neuron layer. {known_names(readout, known)}"
+            )
+
+    def hosted(self) -> nn.Module:
+        """The model inside; names of layers are relative to it."""
+        return self.net
+
+    def layers(self) -> list[Layer]:
+        """The neuron layers of the model."""
+        return self.adapters.layers(self.net)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows beside the model inside."""
+        return f"dt={self.dt:g} ms"
+
+    def forward(
+        self,
+        inputs: Tensor,
+        presentation: Presentation | None = None,
+        *,
+        record: Sequence[str] = (),
+        state: RunState | None = None,
+    ) -> Recording:
+        """One run: reset, idle time, then every timestep of the presentation.
+
+        Args:
+            inputs: what is shown: images ``[B, *features]`` (``[K, B, *features]`` of K stimuli)
+                with a presentation, the inputs of every timestep ``[T, B, *features]`` without.
+            presentation: the schedule.
+            record: names of layers whose spikes, membrane and state are wanted.
+            state: ``run.state`` of an earlier run to go on from. A run that goes on is not reset
+                and has no idle time: that belongs before the first.
+
+        Returns:
+            The recording; ``membrane`` is ``[T, B, classes]``.
+
+        Raises:
+            TimingError: if the presentation's dt is not the model's.
+            PresentationError: if the inputs do not fit the presentation, or are empty.
+            WrapError: if the model cannot run so; the message says why and what to do.
+            ObservationError: if a neuron layer is not called exactly once per timestep.
+        """
+        shown = _shown(self, inputs, presentation, continued=state is not None)
+        watched = watchable(self)
+        if self._look is None:
+            self._look = self._look_once(watched, shown.example)
+        seen = self._look
+        layers = {item.name: item.layer for item in watched if item.layer is not None}
+        kept = _kept_layers(layers, seen.readout, record)
+        run = Run(
+            n_timesteps=shown.n_timesteps,
+            idle_steps=shown.idle_steps,
+            phases=None if presentation is None else presentation.phase_codes,
+            dt=self.dt,
+            continued=state is not None,
+            clock=Clock() if seen.calling.stepping == "step" else None,
+            rhythms=seen.rhythms,
+        )
+        recorder = Recorder()
+        with ExitStack() as stack:
+            attachment = Attachment(self, recorder, [w for w in watched if w.name in kept])
+            stack.callback(attachment.close)
+            for layer in kept.values():
+                stack.enter_context(layer.adapter.recording(layer.module))
+            stack.enter_context(_isolated(list(layers.values()), state))
+            stack.enter_context(self.saying(run))
+            output, passed = self._run(shown, run, seen, state)
+            after = RunState(
+                passed, {n: layer.adapter.state(layer.module) for n, layer in layers.items()}
+            )
+        recordings = {name: recorder.recording(layer) for name, layer in kept.items()}
+        return _recording(self, seen, output, recordings, record, after)
+
+    def _look_once(self, watched: Sequence[Watched], example: Tensor) -> Look:
+        stepping, time_axis, readout = self._by_hand
+        with torch.inference_mode(False):
+            return look(
+                self.net,
+                watched,
+                self.adapters,
+                example,
+                stepping=stepping,
+                time_axis=time_axis,
+                readout=readout,
+            )
+
+    def _run(
+        self, shown: _Shown, run: Run, seen: Look, state: RunState | None
+    ) -> tuple[Tensor | None, tuple[Any, ...]]:
+        """The output over time where it is what is decoded, and the states that are passed."""
+        calling = seen.calling
+        if state is not None and calling.stepping == "sequence" and not calling.states:
+            raise WrapError(
+                f"{type(self.net).__name__} has its own time loop and takes no state, so a run "
+                "cannot go on from another's. Let its forward take and return the state: "
+                "out, state = net(x, state)."
+            )
+        passed = calling.initial_states if state is None else copied(state.passed)
+        wanted = seen.readout is None
+        if calling.stepping == "sequence":
+            outputs, passed = run_sequence(self.net, calling, shown.whole(), passed)
+            if not wanted:
+                return None, passed
+            output = first_tensor(outputs)
+            output = output.transpose(0, 1) if calling.time_axis == 1 else output
+            return output[shown.idle_steps :], passed
+        assert run.clock is not None
+        if shown.null is not None:
+            passed = run_idle(self.net, calling, shown.null, shown.idle_steps, passed, run.clock)
+        steps, passed = run_steps(
+            self.net, calling, shown.steps, passed, run.clock, keep_outputs=wanted
+        )
+        return (torch.stack(steps) if wanted else None), passed
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Shown:
+    """What a run shows: one input per timestep, after idle null input.
+
+    Attributes:
+        n_timesteps, idle_steps: T, and the timesteps before it.
+        example: the input of one timestep, ``[B, *features]``.
+        steps: the inputs of the T timesteps.
+        null: the input of the idle timesteps; None where there are none.
+    """
+
+    n_timesteps: int
+    idle_steps: int
+    example: Tensor
+    steps: Iterable[Tensor]
+    null: Tensor | None
+
+    def whole(self) -> Tensor:
+        """All of it as one ``[idle + T, B, *features]``."""
+        idle = [] if self.null is None else [self.null] * self.idle_steps
+        if not idle and isinstance(self.steps, Tensor):
+            return self.steps
+        return torch.stack([*idle, *self.steps])
+
+
+def _shown(
+    model: TimedModel, inputs: Tensor, presentation: Presentation | None, *, continued: bool
+) -> _Shown:
+    if not isinstance(inputs, Tensor):
+        raise WrapError(f"a TimedModel takes a torch.Tensor; received a {type(inputs).__name__}.")
+    if inputs.ndim < 2 or 0 in inputs.shape[:2]:
+        expected = "[B, *features]" if presentation is not None else "[T, B, *features]"
+        raise WrapError(
+            f"the inputs have shape {list(inputs.shape)}; expected {expected} with at least one "
+            "timestep, sample and feature."
+        )
+    if presentation is None:
+        return _Shown(inputs.shape[0], 0, inputs[0], inputs, None)
+    common_dt({"the model": model.dt, "the presentation": presentation.dt})
+    idle_steps = 0 if continued else presentation.idle_steps
+    null = presentation.null_input(inputs) if idle_steps else None
+    example = inputs if presentation.n_stimuli <= 1 else inputs[0]
+    return _Shown(
+        presentation.n_timesteps, idle_steps, example, presentation.inputs_at(inputs), null
+    )
+
+
+@contextmanager
+def _isolated(layers: Sequence[Layer], state: RunState | None) -> Iterator[None]:
+    """Starts from reset state, or from `state`, and leaves every module's own state as found."""
+    found = [(layer, layer.adapter.state(layer.module)) for layer in layers]
+    try:
+        for layer in layers:
+            layer.adapter.reset(layer.module)
+            if state is not None:
+                layer.adapter.restore(layer.module, state.held[layer.name])
+        yield
+    finally:
+        for layer, held in found:
+            layer.adapter.restore(layer.module, held)
+
+
+def _kept_layers(
+    layers: dict[str, Layer], readout: str | None, record: Sequence[str]
+) -> dict[str, Layer]:
+    if isinstance(record, str):
+        raise WrapError(f"record={record!r}; expected a list of names: record=[{record!r}].")
+    for name in record:
+        if name not in layers:
+            raise WrapError(f"record names no neuron layer {name!r}. {known_names(name, layers)}")
+    wanted = {*record, *([] if readout is None else [readout])}
+    return {name: layer for name, layer in layers.items() if name in wanted}
+
+
+def _recording(
+    model: TimedModel,
+    seen: Look,
+    output: Tensor | None,
+    recordings: dict[str, LayerRecording | None],
+    record: Sequence[str],
+    state: RunState,
+) -> Recording:
+    layers = {}
+    for name in record:
+        layer = recordings[name]
+        if layer is None:
+            raise WrapError(f"layer {name!r} was not reached in this run; it cannot be recorded.")
+        layers[name] = layer
+    if seen.readout is None:
+        assert output is not None
+        return _checked(Recording(output, None, layers, state, model.dt, None, None))
+    readout = recordings[seen.readout]
+    if readout is None:
+        raise WrapError(f"the readout {seen.readout!r} was not reached in this run.")
+    membrane = readout.output if readout.role is Role.RECURRENT else readout.membrane
+    if membrane is None:
+        raise WrapError(
+            f"the readout {seen.readout!r} does not show its membrane. Name another layer with "
+            "wrap(net, readout=...), or let the model return what is to be decoded."
+        )
+    return _checked(
+        Recording(
+            membrane, readout.spikes, layers, state, model.dt, seen.readout, readout.membrane_is
+        )
+    )
+
+
+def _checked(recording: Recording) -> Recording:
+    if recording.membrane.ndim != 3:
+        raise WrapError(
+            f"what is decoded has shape {list(recording.membrane.shape)}; expected "
+            "[T, B, classes]. Flatten the readout's units, or name another layer with "
+            "wrap(net, readout=...)."
+        )
+    return recording
+
+
+def _check_something_to_observe(net: nn.Module, layers: Sequence[Layer]) -> None:
+    if layers:
+        return
+    classes = sorted({type(module).__name__ for module in net.modules() if module is not net})
+    raise WrapError(
+        f"{type(net).__name__} has no layer that spikes, integrates, recurs or activates: "
+        f"nothing to observe. Its modules: {', '.join(classes) or 'none'}. If one of them is a neuron, "
+        "pass an adapter for it (adapters=[MyAdapter()]; see docs/adapters.md). If its neurons are "
+        "functional calls, use the library's modules: a function has nothing to hook."
+    )
+
+
+def _agree_on_dt(layers: Sequence[Layer], dt: float, set_dt: bool) -> None:
+    own = {layer: layer.traits.dt for layer in layers if layer.traits.dt is not None}
+    if set_dt:
+        for layer in own:
+            layer.adapter.set_dt(layer.module, dt)
+        return
+    for layer, layer_dt in own.items():
+        common_dt(
+            {"wrap": dt, f"layer {layer.name!r}": layer_dt},
+            way_out=f"pass dt={layer_dt:g}, or set_dt=True to set the layers' own timesteps",
+        )

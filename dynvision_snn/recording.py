@@ -1,0 +1,138 @@
+"""What a run leaves behind: decoded membranes, the layers asked for, and a state to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dynvision_snn.adapters import Layer, Role
+from dynvision_snn.adapters.base import map_tensors
+from dynvision_snn.observation import Listener, Observation
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RunState:
+    """The state of a model after a run, for `TimedModel.forward`'s ``state=``.
+
+    Attributes:
+        passed: the states that the model takes as arguments.
+        held: the state variables that its modules keep, by layer name.
+    """
+
+    passed: tuple[Any, ...]
+    held: Mapping[str, Mapping[str, Any]]
+
+    def detach(self) -> RunState:
+        """The same values outside the graph, as truncated back-propagation needs them."""
+        return RunState(
+            map_tensors(Tensor.detach, self.passed), map_tensors(Tensor.detach, dict(self.held))
+        )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LayerRecording:
+    """What one layer did at every timestep of a run.
+
+    Attributes:
+        role: what the layer's output is.
+        output: ``[T, B, *units]``: spikes, membrane or hidden values, as passed on.
+        membrane: ``[T, B, *units]``, or None where the layer has none to show.
+        membrane_is: whether that is the membrane ``"before"`` or ``"after"`` the reset.
+        state: further state variables, ``[T, B, *units]`` each.
+    """
+
+    role: Role
+    output: Tensor
+    membrane: Tensor | None
+    membrane_is: Literal["before", "after"] | None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def spikes(self) -> Tensor | None:
+        """``[T, B, *units]``, or None where the layer does not spike."""
+        return self.output if self.role is Role.SPIKING else None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Recording:
+    """One run.
+
+    Attributes:
+        membrane: ``[T, B, classes]``, the decoded output at every timestep: the readout's membrane
+            potential, or the model's output where its readout is no spiking or integrating layer.
+        spikes: ``[T, B, classes]``, or None where the readout does not spike.
+        layers: the layers asked for, by name.
+        state: where another run can go on from.
+        dt: length of a timestep in ms.
+        readout: the readout's name; None where the model's output is decoded.
+        membrane_is: ``"before"`` or ``"after"`` the reset; None where there is none.
+    """
+
+    membrane: Tensor
+    spikes: Tensor | None
+    layers: Mapping[str, LayerRecording]
+    state: RunState
+    dt: float
+    readout: str | None
+    membrane_is: Literal["before", "after"] | None
+
+    @property
+    def n_timesteps(self) -> int:
+        """T."""
+        return self.membrane.shape[0]
+
+    @property
+    def duration(self) -> float:
+        """Length of the run in ms, without idle time."""
+        return self.n_timesteps * self.dt
+
+    def __repr__(self) -> str:
+        steps, batch, classes = self.membrane.shape
+        reset = f", {self.membrane_is} the reset" if self.membrane_is else ""
+        readout = f"readout {self.readout!r}" if self.readout else "the model's output"
+        layers = f", layers {list(self.layers)}" if self.layers else ""
+        return (
+            f"Recording({self.duration:g} ms = {steps} timesteps of {self.dt:g} ms, "
+            f"{batch} samples, {classes} classes, {readout}{reset}{layers})"
+        )
+
+
+class Recorder(Listener):
+    """Keeps what the watched layers yield, timestep by timestep."""
+
+    def __init__(self) -> None:
+        self._observed: dict[str, list[Observation]] = {}
+
+    def observe(self, observation: Observation) -> None:
+        """Keeps the observation, unless checkpointing only repeats it."""
+        if not observation.recomputed:
+            self._observed.setdefault(observation.name, []).append(observation)
+
+    def recording(self, layer: Layer) -> LayerRecording | None:
+        """All timesteps of one layer; None if it was not reached."""
+        observed = self._observed.get(layer.name)
+        if not observed:
+            return None
+        output = _joined([o.output for o in observed])
+        assert output is not None
+        if layer.traits.role is Role.INTEGRATOR:
+            membrane: Tensor | None = output
+        else:
+            membrane = _joined([o.membrane for o in observed])
+        state = {
+            name: joined
+            for name in observed[0].state
+            if (joined := _joined([o.state.get(name) for o in observed])) is not None
+        }
+        return LayerRecording(layer.traits.role, output, membrane, layer.traits.membrane, state)
+
+
+def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
+    present = [value for value in values if value is not None]
+    if len(present) < len(values):
+        return None
+    return present[0] if len(present) == 1 else torch.cat(present)
