@@ -63,7 +63,8 @@ def mean_over_count(loss: Tensor, count: Tensor | float) -> Tensor:
         count = loss.new_full((), count)
     nothing = count == 0
     mean = loss.sum() / count.to(loss.dtype).masked_fill(nothing, 1)
-    return mean.masked_fill(nothing, 0)
+    # Times 0, not overwritten with 0: a NaN among the values must stay visible.
+    return mean * ~nothing
 
 
 class BaseLoss(nn.Module, ABC):

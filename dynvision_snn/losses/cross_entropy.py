@@ -34,9 +34,9 @@ def illegal_targets(targets: Tensor, n_classes: int, ignore_index: int) -> Tenso
 
 
 def illegal_extremes(targets: Tensor, illegal: Tensor) -> Tensor:
-    """The lowest and the highest illegal target, int64 ``[2]``; 0 stands for none.
+    """The lowest and the highest target where legal ones count as 0: int64 ``[2]``.
 
-    0 is always a class, and so never illegal.
+    0 is always a class, so whatever else stands here is an illegal target.
 
     >>> targets = torch.tensor([-1, 0, 2, 3, -5])
     >>> illegal_extremes(targets, illegal_targets(targets, n_classes=3, ignore_index=-1))
