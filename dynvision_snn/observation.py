@@ -236,6 +236,9 @@ class LayerHook:
         """The attachment that this hook reports to, if it is still there."""
         return None if self._attachment is None else self._attachment()
 
+    def __call__(self, *args: Any) -> None:
+        """An inert hook does nothing."""
+
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
         return LayerHook()
 
@@ -244,16 +247,16 @@ class LayerHook:
 
 
 class _BeforeHook(LayerHook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, *called: Any) -> None:
+        _, args, kwargs = called
         attachment = self.attachment
         if attachment is not None and self.watched is not None:
             attachment.about_to_call(self.watched, args, kwargs)
 
 
 class _AfterHook(LayerHook):
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
+    def __call__(self, *called: Any) -> None:
+        _, args, kwargs, output = called
         attachment = self.attachment
         if attachment is not None and self.watched is not None:
             attachment.called(self.watched, Call(args, kwargs, output))
@@ -315,6 +318,7 @@ class Attachment:
         self._listener = weakref.ref(listener)
         self._outside = Rhythm("whole") if sequence else STEP
         self._run = Run()
+        self._ended = Run()
         self._counts: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self._before: dict[str, tuple[Tensor | None, ...]] = {}
@@ -392,7 +396,7 @@ class Attachment:
             listener.abandon_run(run)
 
     def _restart(self, run: Run) -> None:
-        self._run = run
+        self._ended, self._run = self._run, run
         self._counts.clear()
         self._last.clear()
         self._before.clear()
@@ -426,6 +430,9 @@ class Attachment:
 
     def _observed(self, watched: Watched, call: Call) -> Observation:
         layer = watched.layer
+        # Checkpointing recomputes a layer during backward, when its run has ended.
+        recomputed = torch._C._current_graph_task_id() != -1
+        run = self._ended if recomputed and self._run.n_timesteps is None else self._run
         before = self._before.pop(watched.name, ())
         if layer is None:
             reading = Reading(next(tensors_of(call.output), None))  # type: ignore[arg-type]
@@ -433,40 +440,39 @@ class Attachment:
             reading = layer.adapter.read(watched.module, call)
             if before:
                 before = layer.adapter.presynaptic_sequence(watched.module, before, call, reading)
-        rhythm = self._rhythm(watched)
+        rhythm = self._rhythm(watched, run)
 
         def arranged(value: Tensor | None) -> Tensor | None:
             if not isinstance(value, Tensor) or value.ndim == 0 or rhythm.form == "unclear":
                 return None
-            return rhythm.time_first(value, self._run.total_steps)
+            return rhythm.time_first(value, run.total_steps)
 
         output = arranged(reading.output)
         n_steps = 1 if output is None else output.shape[0]
-        recomputed = torch._C._current_graph_task_id() != -1
         t0 = self._timestep(watched, rhythm, n_steps, recomputed)
         return Observation(
             name=watched.name,
             module=watched.module,
             layer=layer,
-            run=self._run,
+            run=run,
             t0=t0,
             t1=t0 + n_steps,
             inputs=arranged(call.inputs),
             output=output,
             membrane=arranged(reading.membrane),
             state={
-                name: rhythm.time_first(value, self._run.total_steps)
+                name: rhythm.time_first(value, run.total_steps)
                 for name, value in reading.state.items()
             },
             presynaptic=tuple(arranged(value) for value in before),
             recomputed=recomputed,
         )
 
-    def _rhythm(self, watched: Watched) -> Rhythm:
+    def _rhythm(self, watched: Watched, run: Run) -> Rhythm:
         if watched.layer is not None and watched.layer.traits.sequence:
             return Rhythm("whole", time_axis=watched.layer.traits.time_axis)
-        if self._run.n_timesteps is not None:
-            return self._run.rhythms.get(watched.name, STEP)
+        if run.n_timesteps is not None:
+            return run.rhythms.get(watched.name, STEP)
         return STEP if watched.layer is not None else self._outside
 
     def _timestep(self, watched: Watched, rhythm: Rhythm, n_steps: int, recomputed: bool) -> int:

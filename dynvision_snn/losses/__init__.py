@@ -15,3 +15,6 @@ from dynvision_snn.losses.criterion import (
 from dynvision_snn.losses.cross_entropy import (
     CrossEntropyLoss as CrossEntropyLoss,
 )
+from dynvision_snn.losses.energy import (
+    EnergyLoss as EnergyLoss,
+)

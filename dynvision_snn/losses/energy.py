@@ -1,0 +1,313 @@
+"""The energy of activity: what every unit emits, per unit, timestep and module.
+
+This is the reference's energy, a differentiable regulariser. What a network costs in synaptic
+operations and joules is counted by `dynvision_snn.energy`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.adapters import Adapter, Adapters, Role
+from dynvision_snn.errors import LossError, known_names
+from dynvision_snn.losses.base import BaseLoss
+from dynvision_snn.observation import Attachment, Listener, Observation, Run, Watched, watchable
+
+Monitor = str | type[nn.Module] | Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
+
+# What the reference monitors; here only where nothing spikes or recurs.
+_FALLBACK = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def activity(values: Tensor, p: float) -> Tensor:
+    """``sum_t ||a_t||_p / n_units`` of each sample.
+
+    Args:
+        values: ``[T, B, *units]``.
+        p: order of the norm, from 1 up; ``math.inf`` for the maximum.
+
+    Returns:
+        ``[B]``, in float32 at least.
+
+    >>> activity(torch.tensor([[[1.0, 0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0, 1.0]]]), p=1)
+    tensor([0.7500])
+    """
+    units = values.flatten(2) if values.ndim > 2 else values.unsqueeze(2)
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    if p == 1:
+        norms = units.abs().sum(2, dtype=dtype)
+    else:
+        norms = torch.linalg.vector_norm(units, ord=p, dim=2, dtype=dtype)
+    return norms.sum(0) / units.shape[2]
+
+
+class EnergyLoss(BaseLoss, Listener):
+    """``sum_t sum_modules (||a_t||_p / n_units) / (n_modules * n_timesteps)``, over the batch.
+
+    Forward hooks observe the monitored modules of any model in any loop; the loss is taken once per
+    batch, whatever is handed to it as outputs and targets, and empties the accumulators. All
+    timesteps count: null input and reaction windows too, but not the idle timesteps of a
+    `TimedModel` that it is registered on.
+
+    Monitored by default is what spikes or recurs: spikes of spiking layers, hidden outputs of
+    recurrent layers; never integrators (whose output is a membrane) and never activations. A model
+    with none of these gets the outputs of its Linear, Conv and ConvTranspose layers.
+
+    The gradient of ``||spikes||_p`` is zero at silent units: the penalty quietens units that fire
+    and never reaches one that does not.
+
+    Args:
+        reduction: over the batch, ``"mean"``, ``"sum"``, or ``"none"`` for ``[B]``.
+        p: order of the norm, a number from 1 up.
+        monitor: what is observed instead of the default: layer names, module types, or a predicate
+            of name and module.
+        adapters: adapters for further libraries.
+
+    Raises:
+        LossError: an unknown reduction, or a `p` that is no norm.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Linear(3, 2, bias=False)
+    >>> _ = nn.init.ones_(net.weight)
+    >>> energy = EnergyLoss(reduction="mean", p=1)
+    >>> energy.register_hooks(net)
+    >>> for _ in range(5):
+    ...     out = net(torch.ones(4, 3))
+    >>> energy(None, None)
+    tensor(3., grad_fn=<MeanBackward0>)
+    >>> energy.remove_hooks()
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    p: float
+    monitor: Monitor | None
+    _adapters: tuple[Adapter, ...]
+    _attachment: Attachment | None
+    _energies: dict[str, Tensor]
+    _timesteps: dict[str, int]
+    _with_grad: bool | None
+    _taken_with_grad: bool | None
+    _batch_size: int | None
+
+    def __init__(
+        self,
+        reduction: str = "mean",
+        p: float = 1,
+        monitor: Monitor | None = None,
+        adapters: Iterable[Adapter] = (),
+    ) -> None:
+        super().__init__(reduction)
+        if isinstance(p, bool) or not isinstance(p, Real) or not p >= 1:
+            raise LossError(
+                f"EnergyLoss got p={p!r}. Expected the order of a norm: a number from 1 up, "
+                "such as 1 or 2."
+            )
+        self.p = float(p)
+        self.monitor = monitor
+        self._adapters = tuple(adapters)
+        self._attachment = None
+        self._taken_with_grad = None
+        self.reset()
+
+    # -- hooks ------------------------------------------------------------------------------------
+
+    @property
+    def monitored(self) -> tuple[str, ...]:
+        """The names of the modules that are observed."""
+        return () if self._attachment is None else tuple(w.name for w in self._attachment.watched)
+
+    def register_hooks(self, model: nn.Module, *, sequence: bool = False) -> None:
+        """Starts to observe `model`.
+
+        Args:
+            model: any module: a `TimedModel`, a module that holds one, or a bare net in any loop.
+            sequence: in a bare loop, whether Linear and Conv layers receive whole sequences,
+                ``[T, B, ...]``. Neuron layers are known, and so is a TimedModel.
+
+        Raises:
+            LossError: if hooks are registered already, or there is nothing to monitor.
+            AdapterError: for a neuron that is unknown or cannot be served.
+        """
+        if self._attachment is not None:
+            raise LossError(
+                "this EnergyLoss observes a model already; call remove_hooks() first, or use an "
+                "EnergyLoss for each model."
+            )
+        modules = watchable(model, Adapters(self._adapters) if self._adapters else None)
+        chosen = _monitored(modules, self.monitor)
+        if not chosen:
+            raise LossError(
+                f"EnergyLoss found nothing to monitor in {type(model).__name__} "
+                f"(monitor={self.monitor!r}). Expected layers that spike or recur, or Linear or "
+                f"Conv layers. Its modules: {', '.join(w.name or '(itself)' for w in modules)}."
+            )
+        self._attachment = Attachment(model, self, chosen, sequence=sequence)
+        self.reset()
+
+    def remove_hooks(self) -> None:
+        """Gives every hook back, and forgets what was observed. Safe to call again."""
+        if self._attachment is not None:
+            self._attachment.close()
+            self._attachment = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was observed since the loss was last taken."""
+        self._energies = {}
+        self._timesteps = {}
+        self._with_grad = None
+        self._batch_size = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove_hooks()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy listens to nothing, and does not carry the graph of what was observed.
+        fresh: dict[str, Any] = {
+            "_attachment": None,
+            "_energies": {},
+            "_timesteps": {},
+            "_with_grad": None,
+            "_batch_size": None,
+        }
+        return self.__dict__ | fresh
+
+    # -- observing --------------------------------------------------------------------------------
+
+    def begin_run(self, run: Run) -> None:
+        """A TimedModel's run starts a new accumulation."""
+        self.reset()
+
+    def abandon_run(self, run: Run) -> None:
+        """A run that failed leaves nothing behind."""
+        self.reset()
+
+    def observe(self, observation: Observation) -> None:
+        """Adds the activity of one observation."""
+        if observation.output is None:
+            raise LossError(
+                f"EnergyLoss monitors {observation.name!r} "
+                f"({type(observation.module).__name__}), whose output over time could not be read. "
+                "Monitor another module (monitor=)."
+            )
+        # Recomputed under checkpointing, too: autograd must see the same operations again.
+        energy = activity(observation.output, self.p)
+        if observation.recomputed:
+            self._refuse_reentrant(observation.name)
+            return
+        self._check_same_accumulation(observation.name, energy.shape[0])
+        name = observation.name
+        if name in self._energies:
+            energy = self._energies[name].to(energy.device) + energy
+        self._energies[name] = energy
+        steps = observation.t1 - observation.t0
+        self._timesteps[name] = self._timesteps.get(name, 0) + steps
+
+    def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
+        """The energy of each sample, ``[B]``; empties the accumulators.
+
+        Raises:
+            LossError: without hooks, without an observed timestep, or if layers were observed a
+                different number of times.
+        """
+        if self._attachment is None:
+            raise LossError(
+                "EnergyLoss has no hooks, so it observed nothing. Call register_hooks(model) "
+                "before the model runs (build_criterion(..., model=model) does)."
+            )
+        if not self._energies:
+            raise LossError(
+                "EnergyLoss observed no timestep since it was last taken. Run the model that its "
+                f"hooks are on before taking the loss (monitored: {', '.join(self.monitored)})."
+            )
+        if len(set(self._timesteps.values())) > 1:
+            counts = ", ".join(f"{name}: {count}" for name, count in self._timesteps.items())
+            self.reset()
+            raise LossError(
+                f"these layers were observed a different number of times: {counts}. A mean over "
+                "timesteps needs each once per timestep; choose layers that are with monitor=, and "
+                "take the loss once per batch."
+            )
+        n_timesteps = next(iter(self._timesteps.values()))
+        energies = list(self._energies.values())
+        self._taken_with_grad = self._with_grad
+        self.reset()
+        device = energies[0].device
+        total = torch.stack([energy.to(device) for energy in energies]).sum(0)
+        return total / (len(energies) * n_timesteps)
+
+    def _check_same_accumulation(self, name: str, batch_size: int) -> None:
+        with_grad = torch.is_grad_enabled()
+        if self._with_grad is None:
+            self._with_grad, self._batch_size = with_grad, batch_size
+            return
+        changed = []
+        if with_grad is not self._with_grad:
+            changed.append("with and without gradient")
+        if batch_size != self._batch_size:
+            changed.append(f"with batch sizes {self._batch_size} and {batch_size}")
+        if changed:
+            self.reset()
+            raise LossError(
+                f"EnergyLoss observed timesteps {' and '.join(changed)} (at {name!r}) without "
+                "being taken in between, so they would be mixed into one mean. Take the loss after every "
+                "batch, or call reset() to drop what was observed. (Reentrant activation "
+                "checkpointing runs layers without a gradient, too: use use_reentrant=False.)"
+            )
+
+    def _refuse_reentrant(self, name: str) -> None:
+        if self._taken_with_grad is False:
+            raise LossError(
+                f"layer {name!r} runs under reentrant activation checkpointing: its forward ran "
+                "without a graph, so the energy that was taken has no gradient. Use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+
+    def extra_repr(self) -> str:
+        """The arguments, as the module prints them."""
+        p = "inf" if math.isinf(self.p) else f"{self.p:g}"
+        return f"reduction={self.reduction!r}, p={p}, monitored={list(self.monitored)}"
+
+
+def _monitored(modules: Sequence[Watched], monitor: Monitor | None) -> list[Watched]:
+    if monitor is None:
+        emitting = [
+            w
+            for w in modules
+            if w.layer is not None and w.layer.traits.role in (Role.SPIKING, Role.RECURRENT)
+        ]
+        return emitting or [w for w in modules if isinstance(w.module, _FALLBACK)]
+    if callable(monitor) and not isinstance(monitor, type):
+        return [w for w in modules if monitor(w.name, w.module)]
+    wanted = [monitor] if isinstance(monitor, str | type) else list(monitor)
+    types = tuple(item for item in wanted if isinstance(item, type))
+    names = {item for item in wanted if isinstance(item, str)}
+    known = {w.name for w in modules}
+    for name in sorted(names - known):
+        raise LossError(f"monitor names no module {name!r}. {known_names(name, known)}")
+    return [w for w in modules if w.name in names or isinstance(w.module, types)]
