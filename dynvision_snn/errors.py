@@ -46,12 +46,20 @@ class EnergyError(DynvisionError, ValueError):
     """An energy budget or hardware profile that cannot be built or priced."""
 
 
+class ReadoutError(DynvisionError, ValueError):
+    """Membranes that cannot be decoded, or answers that do not fit them."""
+
+
 class DataError(DynvisionError, ValueError):
     """Data that do not have the shape, type or labels that were announced."""
 
 
 class ComparisonError(DynvisionError, ValueError):
     """Simulations that cannot stand side by side, or a comparison that cannot be saved or read."""
+
+
+class OutputError(DynvisionError, OSError):
+    """A file or folder that exists already, or that cannot be written."""
 
 
 class ConfigError(DynvisionError, ValueError):
@@ -82,6 +90,10 @@ class AdapterWarning(DynvisionWarning):
 
 class TimingWarning(DynvisionWarning):
     """A timestep that is coarse or unstable for a time constant."""
+
+
+class EnergyWarning(DynvisionWarning):
+    """A figure in joules that leaves out synaptic operations, since its profile has no price."""
 
 
 def known_names(received: str, known: Iterable[str]) -> str:
