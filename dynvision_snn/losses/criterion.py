@@ -128,10 +128,14 @@ class Criterion(nn.Module):
         Raises:
             LossError: a loss refuses the two, or is not a scalar.
         """
-        values = {
-            label: loss(outputs, targets)
-            for label, loss in zip(self._weights, self.losses, strict=True)
-        }
+        with ExitStack() as undo:
+            # A batch whose loss fails must not be mixed into the activity of the next.
+            undo.callback(self.reset)
+            values = {
+                label: loss(outputs, targets)
+                for label, loss in zip(self._weights, self.losses, strict=True)
+            }
+            undo.pop_all()
         for label, value in values.items():
             if value.ndim != 0:
                 raise LossError(

@@ -475,6 +475,18 @@ def test_reset_forgets_what_was_observed():
     assert criterion().item() == pytest.approx(model.bias.square().mean().item())
 
 
+def test_a_batch_whose_loss_fails_leaves_nothing_observed():
+    model = nn.Linear(2, 2)
+    activity = Activity()
+    criterion = build_criterion([CrossEntropyLoss(), activity], model=model)
+    with pytest.raises(LossError, match="target 9"):
+        criterion(model(torch.ones(1, 2)), torch.tensor([9]))
+    assert not activity.observed
+    out = model(torch.zeros(1, 2))
+    criterion(out, torch.tensor([1]))
+    torch.testing.assert_close(criterion.components["Activity"], out.square().mean().detach())
+
+
 def test_a_model_must_be_a_module():
     with pytest.raises(LossError, match="got function"):
         build_criterion([{"name": CE}], model=lambda x: x)
