@@ -227,9 +227,7 @@ def supervised_spans(onsets: Sequence[int], supervised_mask: Tensor) -> list[lis
         )
     supervised = supervised_mask.nonzero().flatten().tolist()
     boundaries = [*onsets, n_timesteps]
-    return [
-        [t for t in supervised if start <= t < stop] for start, stop in pairwise(boundaries)
-    ]
+    return [[t for t in supervised if start <= t < stop] for start, stop in pairwise(boundaries)]
 
 
 def settling_time(
