@@ -1,1 +1,9 @@
+"""Counts and joules: exact fan-out, cited hardware profiles, and the budget that joins them."""
 
+from dynvision_snn.energy.budget import EnergyBudget as EnergyBudget
+from dynvision_snn.energy.hardware import HardwareProfile as HardwareProfile
+from dynvision_snn.energy.hardware import hardware_profiles as hardware_profiles
+from dynvision_snn.energy.hardware import resolve_profile as resolve_profile
+from dynvision_snn.energy.layers import LayerCounts as LayerCounts
+from dynvision_snn.energy.layers import LayerEnergy as LayerEnergy
+from dynvision_snn.energy.pricing import Joules as Joules
