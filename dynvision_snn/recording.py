@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynvision_snn.adapters import Layer, Role
-from dynvision_snn.adapters.base import map_tensors
+from dynvision_snn.adapters.base import MembraneTiming, map_tensors
 from dynvision_snn.observation import Listener, Observation
 
 
@@ -41,14 +41,14 @@ class LayerRecording:
         role: what the layer's output is.
         output: ``[T, B, *units]``: spikes, membrane or hidden values, as passed on.
         membrane: ``[T, B, *units]``, or None where the layer has none to show.
-        membrane_is: whether that is the membrane ``"before"`` or ``"after"`` the reset.
+        membrane_is: whether that is the membrane ``"before"``, ``"after"`` or ``"without"`` the reset.
         state: further state variables, ``[T, B, *units]`` each.
     """
 
     role: Role
     output: Tensor
     membrane: Tensor | None
-    membrane_is: Literal["before", "after"] | None
+    membrane_is: MembraneTiming | None
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -69,7 +69,8 @@ class Recording:
         state: where another run can go on from.
         dt: length of a timestep in ms.
         readout: the readout's name; None where the model's output is decoded.
-        membrane_is: ``"before"`` or ``"after"`` the reset; None where there is none.
+        membrane_is: ``"before"`` or ``"after"`` the reset, or ``"without"`` one; None where there is
+            no membrane.
     """
 
     membrane: Tensor
@@ -78,7 +79,7 @@ class Recording:
     state: RunState
     dt: float
     readout: str | None
-    membrane_is: Literal["before", "after"] | None
+    membrane_is: MembraneTiming | None
 
     @property
     def n_timesteps(self) -> int:

@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+MembraneTiming = Literal["before", "after", "without"]
+"""A membrane before or after the reset of its timestep, or one that is never reset."""
+
 
 class Role(StrEnum):
     """What a layer's output is.
@@ -42,8 +45,8 @@ class LayerTraits:
         role: what its output is.
         sequence: True where one call runs all timesteps (time on `time_axis`), False where one
             call is one timestep.
-        membrane: whether the recorded membrane is the one ``"before"`` or ``"after"`` the reset;
-            None where the layer has no membrane to show.
+        membrane: whether the recorded membrane is the one ``"before"`` or ``"after"`` the reset, or
+            one ``"without"`` a reset; None where the layer has no membrane to show.
         time_axis: where a whole-sequence layer has its time axis, in inputs and outputs.
         dt: the module's own timestep in ms, or None where its library knows none.
         caveats: what a user should know before publishing numbers of this layer.
@@ -51,7 +54,7 @@ class LayerTraits:
 
     role: Role
     sequence: bool = False
-    membrane: Literal["before", "after"] | None = None
+    membrane: MembraneTiming | None = None
     time_axis: int = 0
     dt: float | None = None
     caveats: tuple[str, ...] = ()
@@ -188,7 +191,11 @@ class Adapter(ABC):
         """Sets the module's own timestep to `dt` ms; only called where its traits have a `dt`."""
 
     def recording(self, module: nn.Module) -> AbstractContextManager[None]:
-        """While entered, `read` shows the membrane at every timestep of a whole sequence."""
+        """While entered, `read` shows the membrane at every timestep of a whole sequence.
+
+        What the module returns stays the same to its caller: only forward hooks that were
+        registered before this is entered may see more.
+        """
         return nullcontext()
 
     def is_fresh(self, module: nn.Module, call: Call) -> bool:

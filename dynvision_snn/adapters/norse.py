@@ -1,15 +1,17 @@
-"""Norse: neurons that take and return their state, and keep none."""
+"""Norse 1.1: neurons that take and return their state, and keep none.
+
+Each class is a row of `norse_table.TABLE`. Membranes are those after the reset. Norse counts time
+in seconds and steps by Euler.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import norse.torch as norse
 import torch
-from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
 from dynvision_snn.adapters.base import (
@@ -20,37 +22,26 @@ from dynvision_snn.adapters.base import (
     Reading,
     Role,
     TimeConstant,
+    map_tensors,
 )
-from dynvision_snn.adapters.catalogue import class_of
+from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, refusal, unknown
+from dynvision_snn.adapters.norse_table import (
+    BASES,
+    REFUSED,
+    STATE_NAMES,
+    TABLE,
+    Neuron,
+    flat,
+    parameters_of,
+)
 from dynvision_snn.errors import AdapterError
 from dynvision_snn.timing import ms_to_seconds, seconds_to_ms
 
-VOCABULARY = {"i": "current"}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One neuron class."""
-
-    role: Role = Role.SPIKING
-    sequence: bool = False
-    recurrent: bool = False
-
-
-TABLE: Mapping[type[nn.Module], Row] = {
-    norse.LIFCell: Row(),
-    norse.LIF: Row(sequence=True),
-    norse.LIFRecurrentCell: Row(recurrent=True),
-    norse.LIFRecurrent: Row(recurrent=True, sequence=True),
-    norse.LICell: Row(Role.INTEGRATOR),
-    norse.LI: Row(Role.INTEGRATOR, sequence=True),
-}
-
-CONTAINERS = (norse.SequentialState, norse.RecurrentSequential, norse.Lift)
+_CONTAINERS = (norse.SequentialState, norse.RecurrentSequential, norse.Lift)
 
 
 class NorseAdapter(Adapter):
-    """Serves the neurons of Norse 1.1."""
+    """Serves every neuron class of Norse 1.1 that uses its input."""
 
     @property
     def library(self) -> str:
@@ -58,85 +49,106 @@ class NorseAdapter(Adapter):
         return "norse"
 
     def traits(self, module: nn.Module) -> LayerTraits | None:
-        """What is known of `module`, or None where it is no neuron of Norse."""
-        row = _row(module)
-        if row is None:
-            if isinstance(module, SNN | SNNCell | SNNRecurrent | SNNRecurrentCell):
-                raise AdapterError(f"Norse's {type(module).__name__} is not served.")
+        """What is known of `module`, or None where it is no neuron of Norse.
+
+        Raises:
+            AdapterError: for a neuron class without a row in the table, and for one that Norse
+                computes wrongly.
+        """
+        cls = class_of(module, TABLE)
+        if cls is None:
+            refused = class_of(module, REFUSED)
+            if refused is not None:
+                raise refusal("Norse", module, REFUSED[refused])
+            if isinstance(module, BASES):
+                raise unknown("Norse", module, TABLE)
             return None
+        neuron, holder = TABLE[cls], _any(module)
         return LayerTraits(
-            row.role,
-            sequence=row.sequence,
-            membrane="after",
-            dt=seconds_to_ms(float(module.dt)),
+            neuron.role,
+            sequence=neuron.sequence,
+            membrane="without" if neuron.role is Role.INTEGRATOR else "after",
+            dt=seconds_to_ms(float(holder.dt)),
+            caveats=(*neuron.caveats(module), *_shared_caveats(holder, neuron)),
         )
 
     def read(self, module: nn.Module, call: Call) -> Reading:
-        """Spikes (or the membrane of a leaky integrator) and the state that is returned."""
-        row = _known_row(module)
+        """Output, membrane and further state of one call.
+
+        A whole-sequence layer returns only its last state unless it is told to record them: then
+        an integrator's output is its membrane, and a spiking layer's membrane is not shown.
+        """
+        neuron = _neuron(module)
         output, state = call.output
-        if row.sequence and not module.record_states:
-            return Reading(output, output if row.role is Role.INTEGRATOR else None)
-        values = state._asdict()
+        if output.is_sparse:
+            raise AdapterError(
+                f"{type(module).__name__} was given sparse input and returns sparse spikes, which "
+                "are not served. Pass dense input: x.to_dense()."
+            )
+        if neuron.sequence and not _any(module).record_states:
+            return Reading(output, output if neuron.role is Role.INTEGRATOR else None)
+        values = flat(state)
         return Reading(
-            output,
-            values["v"],
-            {ours: values[theirs] for theirs, ours in VOCABULARY.items() if theirs in values},
+            output, values["v"], {STATE_NAMES[name]: values[name] for name in neuron.state}
         )
 
     def synapses(self, module: nn.Module) -> Sequence[InnerSynapses]:
-        """Input and recurrent weights."""
-        if not _known_row(module).recurrent:
-            return ()
-        return (
-            InnerSynapses("input", module.input_weights),
-            InnerSynapses("recurrent", module.recurrent_weights),
-        )
+        """Input, recurrent and coupling weights, which Norse applies without a module."""
+        return _neuron(module).synapses(module)
 
     def presynaptic(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor | None, ...]:
-        """The input, and the spikes of the state that is passed."""
-        if not _known_row(module).recurrent:
-            return ()
-        call = Call(args, kwargs, None)
-        state = call.argument(1, "state")
-        return (call.inputs, None if state is None else state.z)
+        """The inputs, and the spikes or membranes of the state that is passed."""
+        return _neuron(module).received(module, Call(args, kwargs, None))
 
     def presynaptic_sequence(
         self, module: nn.Module, before: tuple[Tensor | None, ...], call: Call, reading: Reading
     ) -> tuple[Tensor | None, ...]:
-        """The input, and the layer's own spikes one timestep later."""
-        if not _known_row(module).sequence or not before:
+        """The inputs, and a whole-sequence layer's own spikes one timestep later."""
+        if not _neuron(module).sequence:
             return before
         inputs, first = before
         spikes = reading.output.detach()
-        first = torch.zeros_like(spikes[0]) if first is None else first
+        first = torch.zeros_like(spikes[0]) if first is None else first.detach()
         return (inputs, torch.cat([first.unsqueeze(0), spikes[:-1]]))
 
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
-        """The parameters' inverse time constants (1/s) in ms."""
+        """Time constants in ms: 1000 over Norse's rates, whatever `dt` is."""
+        neuron = _neuron(module)
+        parameters = parameters_of(module, neuron)
         return (
-            TimeConstant("membrane", 1000 / torch.as_tensor(module.p.tau_mem_inv), "euler"),
-            TimeConstant("synapse", 1000 / torch.as_tensor(module.p.tau_syn_inv), "euler"),
+            *(
+                TimeConstant(
+                    name, 1000 / torch.as_tensor(getattr(parameters, rate)).detach(), "euler"
+                )
+                for name, rate in neuron.rates.items()
+            ),
+            *neuron.time_constants(module),
         )
 
     def set_dt(self, module: nn.Module, dt: float) -> None:
         """Sets the module's timestep, which Norse keeps in seconds."""
-        module.dt = ms_to_seconds(dt)  # type: ignore[assignment]
+        _any(module).dt = ms_to_seconds(dt)
 
     @contextmanager
     def recording(self, module: nn.Module) -> Iterator[None]:
-        """While entered, a whole-sequence layer returns its state at every timestep."""
-        if not _known_row(module).sequence:
+        """While entered, a whole-sequence layer shows its state at every timestep.
+
+        It then returns all states stacked. A hook hands on only the last, as without recording, to
+        whatever the state is passed to: hooks registered before this is entered see them all.
+        """
+        holder = _any(module)
+        if not _neuron(module).sequence or holder.record_states:
             yield
             return
-        before = module.record_states
-        module.record_states = True  # type: ignore[assignment]
+        holder.record_states = True
+        handle = module.register_forward_hook(_hand_on_last_state)
         try:
             yield
         finally:
-            module.record_states = before
+            handle.remove()
+            holder.record_states = False
 
     def is_fresh(self, module: nn.Module, call: Call) -> bool:
         """Whether no state was passed."""
@@ -144,19 +156,59 @@ class NorseAdapter(Adapter):
 
     def is_container(self, module: nn.Module) -> bool:
         """Whether `module` is one of Norse's containers."""
-        return isinstance(module, CONTAINERS)
+        return isinstance(module, _CONTAINERS)
 
     def loops_children(self, module: nn.Module) -> bool:
         """Whether `module` is a Lift, which calls what it lifts once per timestep."""
         return isinstance(module, norse.Lift)
 
+    def rows(self) -> Iterator[CatalogueRow]:
+        """What the documentation says of every class."""
+        for cls, neuron in TABLE.items():
+            yield CatalogueRow(
+                cls.__name__,
+                role=neuron.role.value,
+                call="sequence" if neuron.sequence else "timestep",
+                membrane="without a reset" if neuron.role is Role.INTEGRATOR else "after the reset",
+                state=", ".join(STATE_NAMES[name] for name in neuron.state),
+                synapses=", ".join(neuron.inner),
+                note=neuron.note,
+            )
+        for cls, reason in REFUSED.items():
+            yield CatalogueRow(cls.__name__, note=f"Refused: {reason}.")
 
-def _row(module: nn.Module) -> Row | None:
+
+def _neuron(module: nn.Module) -> Neuron:
     cls = class_of(module, TABLE)
-    return None if cls is None else TABLE[cls]
+    assert cls is not None, "only asked of modules that have traits"
+    return TABLE[cls]
 
 
-def _known_row(module: nn.Module) -> Row:
-    row = _row(module)
-    assert row is not None
-    return row
+def _any(module: nn.Module) -> Any:
+    """The module, whose attributes torch cannot type."""
+    return module
+
+
+def _hand_on_last_state(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    spikes, states = output
+    return spikes, map_tensors(lambda state: state[-1], states)
+
+
+def _shared_caveats(module: Any, neuron: Neuron) -> Iterator[str]:
+    name = type(module).__name__
+    if neuron.sequence and module.record_states:
+        yield (
+            f"{name}(record_states=True) returns the states of all timesteps, from which a next "
+            "call cannot go on"
+        )
+    # A deep copy leaves tensor hooks behind; torch has no public way to ask for them.
+    if (
+        "recurrent" in neuron.inner
+        and not module.autapses
+        and module.recurrent_weights.requires_grad
+        and not module.recurrent_weights._backward_hooks
+    ):
+        yield (
+            f"{name} is a deep copy, which lost the hook that keeps its autapses at zero: training "
+            "it would connect neurons to themselves"
+        )

@@ -1,12 +1,14 @@
-"""snnTorch: neurons that keep their state in buffers of their own."""
+"""snnTorch 1.0: neurons that keep their state in buffers of their own.
+
+Reset and inspection go module by module; the library's own reset reaches only direct children of a
+net, but in every net of the process. Each class is a row of `snntorch_table.TABLE`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import snntorch as snn
 import torch
 from torch import Tensor, nn
 
@@ -15,35 +17,24 @@ from dynvision_snn.adapters.base import (
     Call,
     InnerSynapses,
     LayerTraits,
+    MembraneTiming,
     Reading,
     Role,
     TimeConstant,
 )
-from dynvision_snn.adapters.catalogue import class_of
-from dynvision_snn.errors import AdapterError
-from dynvision_snn.timing import time_constant_exact
+from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, refusal, unknown
+from dynvision_snn.adapters.snntorch_table import BASES, REFUSED, TABLE, Neuron
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One neuron class: its state buffers, in the order of its arguments, and our names of them."""
-
-    state: Mapping[str, str]
-    decays: Mapping[str, str] = field(default_factory=lambda: {"membrane": "beta"})
-    recurrent: bool = False
-
-
-TABLE: Mapping[type[nn.Module], Row] = {
-    snn.Leaky: Row({"mem": "membrane"}),
-    snn.Synaptic: Row(
-        {"syn": "current", "mem": "membrane"}, {"membrane": "beta", "synapse": "alpha"}
-    ),
-    snn.RLeaky: Row({"spk": "spikes", "mem": "membrane"}, recurrent=True),
+_MEMBRANES = {
+    "switch": "before the reset; after it with `reset_delay=False`",
+    "delayed": "before the reset",
+    "never": "without a reset",
+    "hidden": "not shown",
 }
 
 
 class SnnTorchAdapter(Adapter):
-    """Serves the neurons of snnTorch 1.0."""
+    """Serves every neuron class of snnTorch 1.0."""
 
     @property
     def library(self) -> str:
@@ -51,27 +42,50 @@ class SnnTorchAdapter(Adapter):
         return "snntorch"
 
     def traits(self, module: nn.Module) -> LayerTraits | None:
-        """What is known of `module`, or None where it is no neuron of snnTorch."""
-        if _row(module) is None:
-            if isinstance(module, snn.SpikingNeuron):
-                raise AdapterError(f"snnTorch's {type(module).__name__} is not served.")
+        """What is known of `module`, or None where it is no neuron of snnTorch.
+
+        Raises:
+            AdapterError: for a neuron class without a row in the table, and for a neuron that
+                snnTorch computes wrongly as it is configured.
+        """
+        cls = class_of(module, TABLE)
+        if cls is None:
+            refused = class_of(module, REFUSED)
+            if refused is not None:
+                raise refusal("snnTorch", module, REFUSED[refused])
+            if isinstance(module, BASES):
+                raise unknown("snnTorch", module, TABLE)
             return None
-        if module.reset_mechanism == "none":
-            return LayerTraits(Role.SPIKING, membrane="before")
-        return LayerTraits(Role.SPIKING, membrane="before" if module.reset_delay else "after")
+        neuron = TABLE[cls]
+        reason = neuron.refusal(module)
+        if reason is not None:
+            raise refusal("snnTorch", module, reason)
+        return LayerTraits(
+            Role.SPIKING if _spikes(module, neuron) else Role.INTEGRATOR,
+            sequence=neuron.sequence,
+            membrane=_membrane_timing(module, neuron),
+            caveats=(*neuron.caveats(module), *_reset_caveats(module, neuron)),
+        )
 
     def read(self, module: nn.Module, call: Call) -> Reading:
-        """Spikes, the membrane, and the synaptic current."""
-        row = _known_row(module)
-        values = {ours: getattr(module, theirs) for theirs, ours in row.state.items()}
-        membrane = values.pop("membrane")
-        values.pop("spikes", None)
-        spikes = call.output if isinstance(call.output, Tensor) else call.output[0]
-        return Reading(spikes, membrane, values)
+        """Spikes, membrane and further state of one call.
+
+        What a call does not return (a stepped neuron with ``init_hidden=True`` returns its spikes
+        alone) is taken from the module, which replaces its state at every call, never in place.
+        """
+        neuron = _neuron(module)
+        output, *rest = call.output if isinstance(call.output, tuple) else (call.output,)
+        if not neuron.sequence:
+            holder: Any = module
+            state = {ours: getattr(module, theirs) for ours, theirs in neuron.shown.items()}
+            return Reading(output, holder.mem, state)
+        if not _spikes(module, neuron):
+            return Reading(output, output)
+        return Reading(output, rest[0] if rest else None)
 
     def state(self, module: nn.Module) -> dict[str, Any]:
-        """The state buffers, by reference."""
-        return {name: getattr(module, name) for name in _known_row(module).state}
+        """The state that the module keeps between calls, by reference."""
+        return {name: getattr(module, name) for name in _neuron(module).state}
 
     def restore(self, module: nn.Module, state: Mapping[str, Any]) -> None:
         """Puts back what `state` returned."""
@@ -79,49 +93,92 @@ class SnnTorchAdapter(Adapter):
             setattr(module, name, value)
 
     def reset(self, module: nn.Module) -> None:
-        """Empties the state buffers, so that the next call starts from zeros like its input."""
-        for name in _known_row(module).state:
-            setattr(module, name, torch.zeros(0, device=getattr(module, name).device))
+        """Makes the module as new: the next call starts from zeros like its input.
+
+        Zeros of the old shape, as the library's own reset leaves them, would keep a dtype; an
+        empty tensor keeps nothing but its device.
+        """
+        neuron = _neuron(module)
+        for name in neuron.state:
+            held = getattr(module, name)
+            blank = None if neuron.unset == "none" else torch.zeros(0, device=held.device)
+            setattr(module, name, blank)
+        for name in neuron.leftovers:
+            if hasattr(module, name):
+                delattr(module, name)
 
     def synapses(self, module: nn.Module) -> Sequence[InnerSynapses]:
-        """The recurrent connection."""
-        if not _known_row(module).recurrent:
-            return ()
-        if isinstance(module.recurrent, nn.Linear | nn.Conv2d):
-            return (InnerSynapses("recurrent", module.recurrent, "module"),)
-        return (InnerSynapses("recurrent", module.recurrent.V, "diagonal"),)
+        """Recurrent and input weights inside the module."""
+        return _neuron(module).synapses(module)
 
     def presynaptic(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor | None, ...]:
-        """The spikes of the previous timestep."""
-        if not _known_row(module).recurrent:
-            return ()
-        call = Call(args, kwargs, None)
-        passed = call.argument(1, "spk")
-        spikes = module.spk if passed is None else passed
-        return (spikes if spikes.shape == call.inputs.shape else None,)
+        """The inputs, and the spikes or membranes of the timestep before.
+
+        Once per timestep, although with ``reset_mechanism="zero"`` snnTorch evaluates its recurrent
+        connection twice.
+        """
+        return _neuron(module).received(module, Call(args, kwargs, None))
 
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
-        """``-dt / ln(decay)`` of the clamped decays."""
-        return tuple(
-            TimeConstant(
-                name, time_constant_exact(getattr(module, decay).detach().clamp(0, 1), dt), "exact"
+        """Time constants in ms; snnTorch counts in timesteps, so each follows `dt`."""
+        return _neuron(module).time_constants(module, dt)
+
+    def rows(self) -> Iterator[CatalogueRow]:
+        """What the documentation says of every class."""
+        for cls, neuron in TABLE.items():
+            yield CatalogueRow(
+                cls.__name__,
+                role=Role.SPIKING.value,
+                call="sequence" if neuron.sequence else "timestep",
+                membrane=_MEMBRANES[neuron.reset],
+                state=", ".join(neuron.shown),
+                synapses=", ".join(neuron.inner),
+                note=neuron.note,
             )
-            for name, decay in _known_row(module).decays.items()
-        )
-
-    def is_fresh(self, module: nn.Module, call: Call) -> bool:
-        """False: a neuron that was passed no state goes on from its own."""
-        return False
+        for cls, reason in REFUSED.items():
+            yield CatalogueRow(cls.__qualname__, note=f"Refused: {reason}.")
 
 
-def _row(module: nn.Module) -> Row | None:
+def _neuron(module: nn.Module) -> Neuron:
     cls = class_of(module, TABLE)
-    return None if cls is None else TABLE[cls]
+    assert cls is not None, "only asked of modules that have traits"
+    return TABLE[cls]
 
 
-def _known_row(module: nn.Module) -> Row:
-    row = _row(module)
-    assert row is not None
-    return row
+def _spikes(module: Any, neuron: Neuron) -> bool:
+    """Whether the output is spikes: of whole-sequence kernels only with ``output=True``."""
+    return neuron.reset == "hidden" or not neuron.sequence or bool(module.output)
+
+
+def _membrane_timing(module: Any, neuron: Neuron) -> MembraneTiming | None:
+    if neuron.reset == "hidden":
+        return None
+    if neuron.reset == "never" or _steps_by(module) == "none":
+        return "without"
+    return "after" if neuron.reset == "switch" and not module.reset_delay else "before"
+
+
+_RESET_FUNCTIONS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
+
+
+def _steps_by(module: Any) -> str:
+    """The reset mechanism that the module steps by: it chooses once, when it is built."""
+    return _RESET_FUNCTIONS.get(module.state_function.__name__, module.reset_mechanism)
+
+
+def _reset_caveats(module: Any, neuron: Neuron) -> Iterator[str]:
+    if neuron.reset not in ("switch", "delayed"):
+        return
+    name = type(module).__name__
+    if module.reset_mechanism != _steps_by(module):
+        yield (
+            f"{name} was built with reset_mechanism={_steps_by(module)!r} and keeps to it, "
+            f"although the attribute now says {module.reset_mechanism!r}"
+        )
+    if module.inhibition and _steps_by(module) != "none":
+        yield (
+            f"{name}(inhibition=True) resets every neuron above threshold, not only the one that "
+            "it lets spike"
+        )

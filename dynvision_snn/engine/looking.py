@@ -427,10 +427,11 @@ def _witnessed(net: nn.Module, watched: Sequence[Watched]) -> Iterator[dict[str,
         stack.enter_context(torch.no_grad())
         stack.enter_context(_untouched(net, [item.layer for item in watched if item.layer]))
         for item in watched:
-            if item.layer is not None:
-                stack.enter_context(item.layer.adapter.recording(item.module))
             handle = item.module.register_forward_hook(_witness(item, seen), with_kwargs=True)
             stack.callback(handle.remove)
+            # After the witness: recording shows every state to hooks that were there before it.
+            if item.layer is not None:
+                stack.enter_context(item.layer.adapter.recording(item.module))
         yield seen
 
 
