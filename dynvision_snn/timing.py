@@ -33,6 +33,7 @@ __all__ = [
     "check_dt",
     "check_time",
     "common_dt",
+    "containing_steps",
     "cumulative_steps",
     "decay_euler",
     "decay_exact",
@@ -138,6 +139,35 @@ def nearest_steps(time: float, dt: float, name: str = "time") -> int:
     """
     ratio = _ratio(check_time(time, name), check_dt(dt), name)
     return math.floor(ratio + 0.5 + _tolerance(ratio))
+
+
+def containing_steps(times: torch.Tensor, dt: float) -> torch.Tensor:
+    """The timestep in which each moment lies: ``floor(time / dt)``.
+
+    A moment on a boundary, by the tolerance of this module, belongs to the timestep it begins.
+
+    Args:
+        times: Moments in ms from the start of timestep 0, finite and at least 0, of any shape.
+        dt: Length of one timestep in ms.
+
+    Returns:
+        int64, of the shape of ``times``.
+
+    Raises:
+        TimingError: If a moment is negative, NaN or infinite, or ``dt`` is not a legal dt.
+
+    >>> containing_steps(torch.tensor([0.0, 0.29, 0.3], dtype=torch.float64), dt=0.1).tolist()
+    [0, 2, 3]
+    """
+    legal = torch.isfinite(times) & (times >= 0)
+    if not bool(legal.all()):
+        raise TimingError(
+            f"A moment is {times[~legal].flatten()[0].item()} ms; expected a finite number of "
+            "milliseconds of at least 0."
+        )
+    ratio = times.double() / check_dt(dt)
+    tolerance = (_RELATIVE_TOLERANCE * ratio).clamp(min=_STEP_TOLERANCE, max=0.25)
+    return (ratio + tolerance).floor().long()
 
 
 def cumulative_steps(durations: Iterable[float], dt: float) -> tuple[int, ...]:

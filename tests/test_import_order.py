@@ -62,7 +62,7 @@ OPTIONAL = {
     "sklearn": ["data/digits.py"],
     "h5py": ["data/events.py"],
     "pydantic": ["config.py"],
-    "yaml": ["config.py"],
+    "yaml": ["config.py", "energy/hardware.py"],  # profile files are read below the config
     "lightning": ["training/lightning.py"],
     "pytorch_lightning": ["training/lightning.py"],
     "typer": ["cli.py"],
