@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from dynvision_snn.errors import EnergyError, MissingExtraError, known_names
+from dynvision_snn.errors import EnergyError, known_names
 
 ENTRY_POINT_GROUP = "dynvision_snn.hardware"
 
@@ -162,13 +162,12 @@ class HardwareProfile:
 
     @classmethod
     def from_file(cls, path: str | Path) -> HardwareProfile:
-        """A profile from a JSON, TOML or YAML file (by its ending) of `from_dict`'s fields.
+        """A profile from a JSON or TOML file (by its ending) of `from_dict`'s fields.
 
         Raises:
             EnergyError: another file type, a file that does not parse or holds no table, or what
                 `from_dict` refuses.
             FileNotFoundError: no such file.
-            MissingExtraError: a YAML file without PyYAML.
         """
         path = Path(path)
         content = _parse(path)
@@ -266,13 +265,7 @@ def _parse(path: Path) -> object:
                 return tomllib.loads(text)
             except tomllib.TOMLDecodeError as error:
                 raise EnergyError(f"{path} is not TOML: {error}.") from error
-        case ".yaml" | ".yml":
-            try:
-                import yaml
-            except ImportError as error:
-                raise MissingExtraError("PyYAML", "yaml", f"Reading {path.name}") from error
-            try:
-                return yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise EnergyError(f"{path} is not YAML: {error}.") from error
-    raise EnergyError(f"{path}: a profile file ends in .json, .toml, .yaml or .yml.")
+    raise EnergyError(
+        f"{path}: a profile file ends in .json or .toml. Parse another kind yourself and pass its "
+        f"fields to HardwareProfile.from_dict."
+    )
