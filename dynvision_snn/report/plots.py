@@ -1,0 +1,353 @@
+"""Figures of plain numbers: accuracy over time, energy by layer.
+
+Every figure is a matplotlib ``Figure`` of its own, drawn without pyplot: nothing global is touched,
+no display is needed, and a figure that goes out of use is gone. A model has one colour and line in
+all figures, by its place in the comparison; the colours are those of Okabe and Ito ("Color
+Universal Design", 2008), which readers with colour-blindness can tell apart, and the lines differ
+in print without colour.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynvision_snn.errors import ComparisonError, MissingExtraError
+from dynvision_snn.report.files import writing_file
+from dynvision_snn.report.numbers import number, scale
+from dynvision_snn.schedule import Interval, Phase
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["ModelStyle", "accuracy_over_time", "energy_by_layer", "model_styles", "save_figure"]
+
+# Okabe and Ito's colours, darkest on white first; their yellow is left out, too pale for a line.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+_INK, _QUIET, _SHADE = "#222222", "#6b6b6b", "#ebebeb"
+_WIDTH = 7.2  # inches; a README shows about 830 pixels
+_DPI = 200
+
+
+@dataclass(frozen=True)
+class ModelStyle:
+    """How a model is drawn in every figure.
+
+    Attributes:
+        colour: As ``"#rrggbb"``.
+        dashes: A matplotlib line style.
+    """
+
+    colour: str
+    dashes: str | tuple[int, tuple[float, ...]]
+
+
+def model_styles(names: Iterable[str]) -> dict[str, ModelStyle]:
+    """A colour and a line for each model, by its place among ``names``.
+
+    Colours come again after seven models, with other lines.
+
+    >>> model_styles(["snnTorch", "Norse"])["Norse"].colour
+    '#D55E00'
+    """
+    lines, colours = len(_DASHES), len(_COLOURS)
+    return {
+        name: ModelStyle(_COLOURS[i % colours], _DASHES[(i + i // colours) % lines])
+        for i, name in enumerate(names)
+    }
+
+
+def accuracy_over_time(
+    curves: Mapping[str, Sequence[float]],
+    *,
+    dt: float,
+    intervals: Iterable[Interval] = (),
+    stimuli: Iterable[tuple[float, float, int]] = (),
+    chance: float | None = None,
+    title: str = "",
+    styles: Mapping[str, ModelStyle] | None = None,
+) -> Figure:
+    """Accuracy at every timestep, over the time of the presentation.
+
+    A timestep's accuracy is drawn at its middle, so that it lies inside the stretch of time that
+    it belongs to.
+
+    Args:
+        curves: Accuracy from 0 to 1 at each timestep, by model; NaN leaves a gap.
+        dt: Length of one timestep in ms.
+        intervals: As ``Presentation.intervals()``: reaction windows are hatched. Idle time lies
+            before the first timestep and is not drawn.
+        stimuli: As ``Presentation.stimulus_intervals()``: shaded while shown.
+        chance: Accuracy of guessing, drawn as a line.
+        title: Shown above.
+        styles: From `model_styles`, where the models are only some of a comparison's.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ComparisonError: If there is no curve, or they have different lengths.
+        MissingExtraError: If matplotlib is not installed.
+    """
+    lengths = {name: len(curve) for name, curve in curves.items()}
+    if len(set(lengths.values())) != 1:
+        raise ComparisonError(
+            f"Curves of {lengths} timesteps; expected at least one, all of the same length."
+        )
+    styles = styles or model_styles(curves)
+    n_timesteps = next(iter(lengths.values()))
+    figure, axes = _new_figure(height=3.7)
+    handles = _shade(axes, list(intervals), list(stimuli), n_timesteps * dt)
+    middles = [(t + 0.5) * dt for t in range(n_timesteps)]
+    for name, curve in curves.items():
+        style = styles[name]
+        shares = [100 * float(share) for share in curve]
+        lines = axes.plot(
+            middles, shares, color=style.colour, linestyle=style.dashes, linewidth=1.8, label=name
+        )
+        handles = [*handles, *lines]
+    if chance is not None:
+        axes.axhline(100 * chance, color=_QUIET, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.annotate(
+            "chance",
+            (1, 100 * chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 2),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color=_QUIET,
+        )
+    axes.set(xlim=(0, n_timesteps * dt), ylim=(0, 102), xlabel="time (ms)", ylabel="accuracy (%)")
+    _finish(figure, axes, title, handles)
+    return figure
+
+
+def energy_by_layer(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    value: str = "joules",
+    unit: str = "J",
+    quantity: str = "energy per sample",
+    title: str = "",
+    note: str = "",
+    styles: Mapping[str, ModelStyle] | None = None,
+) -> Figure:
+    """Bars of energy (or any other count) by layer, grouped by model.
+
+    The axis is linear, so that lengths compare truly; every bar has its number beside it, so that
+    short ones can be read.
+
+    Args:
+        rows: Dicts with ``"model"``, ``"layer"`` and the value; with ``"part"`` too (such as
+            ``"synapses"``, ``"neurons"``) the parts of one layer are stacked. A value that is None
+            or NaN is shown as not counted.
+        value: Key of the value.
+        unit: Its unit, for which an SI prefix is chosen.
+        quantity: What it is, for the axis.
+        title: Shown above.
+        note: Shown below: the source and basis of the joules, layers left out.
+        styles: From `model_styles`, where the models are only some of a comparison's.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ComparisonError: If there is no row, or a value is negative.
+        MissingExtraError: If matplotlib is not installed.
+    """
+    bars = _stacked(list(rows), value)
+    models = list(dict.fromkeys(model for model, _ in bars))
+    styles = styles or model_styles(models)
+    parts = list(dict.fromkeys(part for stack in bars.values() for part in stack))
+    totals = {bar: _total(stack.values()) for bar, stack in bars.items()}
+    factor, prefix = scale(totals.values())
+    figure, axes = _new_figure(height=1.2 + 0.27 * (len(bars) + 1.1 * len(models)))
+    longest = max((total for total in totals.values() if total is not None), default=0) / factor
+
+    ticks, y = {}, 0.0
+    for model in models:
+        own = {layer: bar for (name, layer), bar in bars.items() if name == model}
+        whole = _total(totals[model, layer] for layer in own)
+        shown = f"{number(whole and whole / factor)} {prefix}{unit} in all"
+        for text, colour, weight in ((model, styles[model].colour, "bold"), (shown, _QUIET, None)):
+            axes.annotate(
+                text,
+                (0, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(4 if weight else 8 + 6.2 * len(model), 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color=colour,
+                fontweight=weight,
+            )
+        y += 1
+        for layer, stack in own.items():
+            start = 0.0
+            for part, amount in stack.items():
+                length = 0.0 if amount is None else amount / factor
+                colour = _paled(styles[model].colour, parts.index(part))
+                axes.barh(y, length, left=start, height=0.72, color=colour)
+                start += length
+            total = totals[model, layer]
+            label = "not counted" if total is None else number(total / factor)
+            axes.annotate(
+                label,
+                (start, y),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=_INK,
+            )
+            ticks[y] = layer
+            y += 1
+        y += 0.35
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.tick_params(axis="y", length=0)
+    axes.set(
+        ylim=(y - 0.6, -0.7),
+        xlim=(0, longest * 1.12 or 1),
+        xlabel=f"{quantity} ({prefix}{unit})" if prefix + unit else quantity,
+    )
+    _finish(figure, axes, title, _part_legend(parts), note)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path, *, force: bool = False) -> None:
+    """Write a figure whole or not at all, the same bytes for the same figure.
+
+    Args:
+        figure: Any matplotlib figure.
+        path: Ends in ``.png``, ``.svg`` or ``.pdf``.
+        force: Whether a file that is there is replaced.
+
+    Raises:
+        OutputError: If the file exists and ``force`` is not set, or cannot be written.
+        ComparisonError: If the path ends otherwise.
+    """
+    import matplotlib
+
+    undated: dict[str, dict[str, Any]] = {
+        ".png": {},
+        ".svg": {"Date": None},
+        ".pdf": {"CreationDate": None},
+    }
+    suffix = Path(path).suffix.lower()
+    if suffix not in undated:
+        raise ComparisonError(
+            f"{path} ends in {suffix!r}; expected a figure's file name to end in one of "
+            f"{', '.join(undated)}."
+        )
+    # Without a salt the ids inside an SVG are random.
+    with (
+        writing_file(path, force=force) as hidden,
+        matplotlib.rc_context({"svg.hashsalt": "dynvision_snn"}),
+    ):
+        figure.savefig(hidden, dpi=_DPI, metadata=undated[suffix])
+
+
+def _new_figure(height: float) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "Drawing a figure") from error
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_QUIET)
+    axes.tick_params(colors=_INK, labelsize=9, color=_QUIET)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes, title: str, handles: Sequence[Any], note: str = "") -> None:
+    axes.xaxis.label.set(color=_INK, fontsize=10)
+    axes.yaxis.label.set(color=_INK, fontsize=10)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold")
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=min(len(handles), 4),
+            frameon=False,
+            fontsize=9,
+        )
+    if note:
+        figure.supxlabel(textwrap.fill(note, 110), x=0.01, ha="left", fontsize=7.5, color=_QUIET)
+
+
+def _shade(
+    axes: Axes,
+    intervals: Sequence[Interval],
+    stimuli: Sequence[tuple[float, float, int]],
+    end: float,
+) -> list[Any]:
+    """Shade stimuli, hatch reaction windows; one legend entry for each kind that there is."""
+    shades: dict[str, Any] = {}
+    for start, stop, _ in stimuli:
+        shades["stimulus shown"] = axes.axvspan(
+            start, stop, facecolor=_SHADE, linewidth=0, zorder=0, label="stimulus shown"
+        )
+    for start, stop, phase in intervals:
+        if phase == Phase.REACTION and start < end:
+            shades["reaction window"] = axes.axvspan(
+                start,
+                stop,
+                facecolor="none",
+                edgecolor="#b5b5b5",
+                hatch="////",
+                linewidth=0,
+                zorder=0.5,
+                label="reaction window",
+            )
+    return list(shades.values())
+
+
+def _stacked(
+    rows: Sequence[Mapping[str, Any]], value: str
+) -> dict[tuple[str, str], dict[str, float | None]]:
+    """Values by (model, layer), then by part; None for what was not counted."""
+    bars: dict[tuple[str, str], dict[str, float | None]] = {}
+    for row in rows:
+        amount = row[value]
+        known = amount is not None and not math.isnan(amount)
+        if known and not 0 <= amount < math.inf:
+            raise ComparisonError(
+                f"The {value} of layer {row['layer']!r} of {row['model']!r} is {amount}; expected "
+                "a finite number of at least 0, or None."
+            )
+        stack = bars.setdefault((row["model"], row["layer"]), {})
+        stack[row.get("part", "")] = float(amount) if known else None
+    if not bars:
+        raise ComparisonError("There are no rows to draw; expected one for each layer of a model.")
+    return bars
+
+
+def _total(amounts: Iterable[float | None]) -> float | None:
+    """The sum of what is known; None if nothing is."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known else None
+
+
+def _paled(colour: str, step: int) -> str:
+    """A colour mixed with white, more so for each later part."""
+    share = (1.0, 0.55, 0.3, 0.15)[min(step, 3)]
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(255 - share * (255 - channel)):02x}" for channel in channels)
+
+
+def _part_legend(parts: Sequence[str]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    if parts == [""]:
+        return []
+    return [Patch(color=_paled(_QUIET, step), label=part) for step, part in enumerate(parts)]
