@@ -7,3 +7,4 @@ from dynvision_snn.energy.hardware import resolve_profile as resolve_profile
 from dynvision_snn.energy.layers import LayerCounts as LayerCounts
 from dynvision_snn.energy.layers import LayerEnergy as LayerEnergy
 from dynvision_snn.energy.pricing import Joules as Joules
+from dynvision_snn.energy.meter import EnergyMeter as EnergyMeter

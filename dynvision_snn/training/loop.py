@@ -1,0 +1,85 @@
+"""The plain training loop: every batch is one run, one loss, one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dynvision_snn.errors import LossError
+from dynvision_snn.losses import Criterion
+from dynvision_snn.model import TimedModel
+from dynvision_snn.presentation import Presentation
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Means over the batches of one epoch.
+
+    Attributes:
+        number: from 1 up.
+        loss: the criterion's value, by which the weights moved.
+        components: the losses by label, unweighted.
+    """
+
+    number: int
+    loss: float
+    components: dict[str, float]
+
+
+def fit(
+    model: TimedModel,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    presentation: Presentation,
+    criterion: Criterion,
+    optimizer: Optimizer,
+    *,
+    epochs: int,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> list[Epoch]:
+    """Trains a wrapped model.
+
+    Args:
+        model: the model; trained in place, left in training mode.
+        loader: batches of images ``[B, *features]`` and labels ``[B]``; iterated once per epoch.
+        presentation: the schedule that every batch is shown by.
+        criterion: from `build_criterion`, its hooks on `model`.
+        optimizer: over the model's parameters.
+        epochs: how often the loader is run through.
+        on_epoch: called after each epoch.
+
+    Returns:
+        one `Epoch` each.
+
+    Raises:
+        LossError: if the loss is NaN or infinite, or the loader is empty.
+    """
+    model.train()
+    device = next(model.parameters()).device
+    history: list[Epoch] = []
+    for number in range(1, epochs + 1):
+        values: list[Tensor] = []
+        for images, labels in loader:
+            run = model(images.to(device), presentation)
+            loss = criterion(run.membrane, presentation.targets(labels.to(device)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(torch.stack([loss.detach(), *criterion.components.values()]))
+        if not values:
+            raise LossError(f"the loader gave no batch in epoch {number}; expected at least one.")
+        total, *components = torch.stack(values).mean(0).tolist()
+        criterion.check_targets()
+        epoch = Epoch(number, total, dict(zip(criterion.components, components, strict=True)))
+        if not torch.isfinite(torch.tensor(total)):
+            raise LossError(
+                f"the loss is {total} in epoch {number} ({epoch.components}): training has "
+                "diverged. Lower the learning rate, or clip the gradient."
+            )
+        history.append(epoch)
+        if on_epoch is not None:
+            on_epoch(epoch)
+    return history
