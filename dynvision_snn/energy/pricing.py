@@ -21,7 +21,7 @@ Amount = TypeVar("Amount", float, Tensor)
 SYNAPTIC: frozenset[str] = frozenset({"ac", "mac"})
 """The terms without which a sum says little about a network."""
 
-_TERM_NAMES: Mapping[str, str] = {
+TERM_NAMES: Mapping[str, str] = {
     "ac": "ACs",
     "mac": "MACs",
     "neuron_update_active": "active neuron updates",
@@ -76,7 +76,7 @@ class Joules(float):
         return type(self), (self.terms, self.profile, self.lacking, self.uncounted)
 
     def __str__(self) -> str:
-        left_out = [f"{count:,.6g} {_TERM_NAMES[term]}" for term, count in self.lacking.items()]
+        left_out = [f"{count:,.6g} {TERM_NAMES[term]}" for term, count in self.lacking.items()]
         if self.uncounted:
             left_out.append(f"the uncounted {', '.join(self.uncounted)}")
         at_least = "at least " if left_out else ""
