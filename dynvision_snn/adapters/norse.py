@@ -24,7 +24,7 @@ from dynvision_snn.adapters.base import (
     TimeConstant,
     map_tensors,
 )
-from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, refusal, unknown
+from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, refusal, row_of, unknown
 from dynvision_snn.adapters.norse_table import (
     BASES,
     REFUSED,
@@ -78,7 +78,7 @@ class NorseAdapter(Adapter):
         A whole-sequence layer returns only its last state unless it is told to record them: then
         an integrator's output is its membrane, and a spiking layer's membrane is not shown.
         """
-        neuron = _neuron(module)
+        neuron = row_of(module, TABLE)
         output, state = call.output
         if output.is_sparse:
             raise AdapterError(
@@ -94,19 +94,19 @@ class NorseAdapter(Adapter):
 
     def synapses(self, module: nn.Module) -> Sequence[InnerSynapses]:
         """Input, recurrent and coupling weights, which Norse applies without a module."""
-        return _neuron(module).synapses(module)
+        return row_of(module, TABLE).synapses(module)
 
     def presynaptic(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor | None, ...]:
         """The inputs, and the spikes or membranes of the state that is passed."""
-        return _neuron(module).received(module, Call(args, kwargs, None))
+        return row_of(module, TABLE).received(module, Call(args, kwargs, None))
 
     def presynaptic_sequence(
         self, module: nn.Module, before: tuple[Tensor | None, ...], call: Call, reading: Reading
     ) -> tuple[Tensor | None, ...]:
         """The inputs, and a whole-sequence layer's own spikes one timestep later."""
-        if not _neuron(module).sequence:
+        if not row_of(module, TABLE).sequence:
             return before
         inputs, first = before
         spikes = reading.output.detach()
@@ -115,16 +115,11 @@ class NorseAdapter(Adapter):
 
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
         """Time constants in ms: 1000 over Norse's rates, whatever `dt` is."""
-        neuron = _neuron(module)
+        neuron = row_of(module, TABLE)
         parameters = parameters_of(module, neuron)
-        return (
-            *(
-                TimeConstant(
-                    name, 1000 / torch.as_tensor(getattr(parameters, rate)).detach(), "euler"
-                )
-                for name, rate in neuron.rates.items()
-            ),
-            *neuron.time_constants(module),
+        return tuple(
+            TimeConstant(name, 1000 / rate(parameters).detach(), "euler")
+            for name, rate in neuron.rates.items()
         )
 
     def set_dt(self, module: nn.Module, dt: float) -> None:
@@ -139,7 +134,7 @@ class NorseAdapter(Adapter):
         whatever the state is passed to: hooks registered before this is entered see them all.
         """
         holder = _any(module)
-        if not _neuron(module).sequence or holder.record_states:
+        if not row_of(module, TABLE).sequence or holder.record_states:
             yield
             return
         holder.record_states = True
@@ -171,17 +166,12 @@ class NorseAdapter(Adapter):
                 call="sequence" if neuron.sequence else "timestep",
                 membrane="without a reset" if neuron.role is Role.INTEGRATOR else "after the reset",
                 state=", ".join(STATE_NAMES[name] for name in neuron.state),
+                time_constants=", ".join(f"{name} (Euler)" for name in neuron.rates),
                 synapses=", ".join(neuron.inner),
                 note=neuron.note,
             )
         for cls, reason in REFUSED.items():
             yield CatalogueRow(cls.__name__, note=f"Refused: {reason}.")
-
-
-def _neuron(module: nn.Module) -> Neuron:
-    cls = class_of(module, TABLE)
-    assert cls is not None, "only asked of modules that have traits"
-    return TABLE[cls]
 
 
 def _any(module: nn.Module) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import mul
 from typing import Any
 
 import norse.torch as norse
@@ -16,7 +18,7 @@ from norse.torch.functional.lif import lif_step
 from norse.torch.module import snn
 from torch import Tensor, nn
 
-from dynvision_snn.adapters.base import Call, InnerSynapses, Role, TimeConstant
+from dynvision_snn.adapters.base import Call, InnerSynapses, Role
 from dynvision_snn.timing import format_ms, seconds_to_ms
 
 Received = tuple[Tensor | None, ...]
@@ -40,10 +42,9 @@ class Neuron:
         sequence: whether one call runs all timesteps.
         role: what the output is.
         parameters: where in ``module.p`` the membrane's parameters are; ``""`` for `p` itself.
-        rates: our name of a time constant to the parameter that is its inverse.
+        rates: the inverse of each time constant, from those parameters.
         inner, synapses, received: weights inside the module by name, as operators, and what they
             receive in a call that is about to happen.
-        time_constants: what `rates` does not say.
         caveats: what this module computes unexpectedly.
         note: what the documentation says of the class.
     """
@@ -52,13 +53,10 @@ class Neuron:
     sequence: bool = False
     role: Role = Role.SPIKING
     parameters: str = ""
-    rates: Mapping[str, str] = field(
-        default_factory=lambda: {"membrane": "tau_mem_inv", "synapse": "tau_syn_inv"}
-    )
+    rates: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
     inner: tuple[str, ...] = ()
     synapses: Callable[[Any], tuple[InnerSynapses, ...]] = lambda module: ()
     received: Callable[[Any, Call], Received] = lambda module, call: ()
-    time_constants: Callable[[Any], tuple[TimeConstant, ...]] = lambda module: ()
     caveats: Callable[[Any], Iterator[str]] = lambda module: iter(())
     note: str = ""
 
@@ -76,16 +74,16 @@ def parameters_of(module: Any, neuron: Neuron) -> Any:
     return getattr(module.p, neuron.parameters) if neuron.parameters else module.p
 
 
-# -- time constants ---------------------------------------------------------------------------
+# -- rates, per second --------------------------------------------------------------------------
 
 
-def _no_leak(module: Any) -> tuple[TimeConstant, ...]:
-    return (TimeConstant("membrane", torch.tensor(torch.inf), "exact"),)
+def _rate(*names: str) -> Callable[[Any], Tensor]:
+    """The product of some parameters."""
+    return lambda p: reduce(mul, (torch.as_tensor(getattr(p, name)) for name in names))
 
 
-def _recovery(module: Any) -> tuple[TimeConstant, ...]:
-    rate = torch.as_tensor(module.p.tau_inv) * torch.as_tensor(module.p.a)
-    return (TimeConstant("recovery", 1000 / rate.detach(), "euler"),)
+_MEMBRANE = {"membrane": _rate("tau_mem_inv")}
+_MEMBRANE_AND_SYNAPSE = {**_MEMBRANE, "synapse": _rate("tau_syn_inv")}
 
 
 # -- synapses and what they receive -----------------------------------------------------------
@@ -128,7 +126,7 @@ def _membrane_before(module: Any, call: Call) -> Received:
 # -- caveats ----------------------------------------------------------------------------------
 
 
-def _of_lsnn(module: Any) -> Iterator[str]:
+def _caveats_of_lsnn(module: Any) -> Iterator[str]:
     default = norse.LSNNParameters().tau_adapt_inv
     if torch.equal(torch.as_tensor(module.p.tau_adapt_inv), default):
         yield (
@@ -138,7 +136,7 @@ def _of_lsnn(module: Any) -> Iterator[str]:
         )
 
 
-def _of_adex(module: Any, parameters: Any = None) -> Iterator[str]:
+def _caveats_of_adex(module: Any, parameters: Any = None) -> Iterator[str]:
     parameters = module.p if parameters is None else parameters
     default = norse.LIFAdExParameters().tau_ada_inv
     if torch.equal(torch.as_tensor(parameters.tau_ada_inv), default):
@@ -148,7 +146,7 @@ def _of_adex(module: Any, parameters: Any = None) -> Iterator[str]:
         )
 
 
-def _of_izhikevich(module: Any) -> Iterator[str]:
+def _caveats_of_izhikevich(module: Any) -> Iterator[str]:
     tau_inv = float(torch.as_tensor(module.p.tau_inv))
     if tau_inv != 1000:
         yield (
@@ -157,7 +155,7 @@ def _of_izhikevich(module: Any) -> Iterator[str]:
         )
 
 
-def _of_refractory(module: Any) -> Iterator[str]:
+def _caveats_of_refractory(module: Any) -> Iterator[str]:
     steps = float(torch.as_tensor(module.p.rho_reset).max())
     dt = seconds_to_ms(float(module.dt))
     yield (
@@ -166,13 +164,13 @@ def _of_refractory(module: Any) -> Iterator[str]:
     )
 
 
-def _of_adex_refractory(module: Any) -> Iterator[str]:
-    yield from _of_adex(module, module.p.lif_adex)
-    yield from _of_refractory(module)
+def _caveats_of_adex_refractory(module: Any) -> Iterator[str]:
+    yield from _caveats_of_adex(module, module.p.lif_adex)
+    yield from _caveats_of_refractory(module)
 
 
-def _of_coupled_refractory(module: Any) -> Iterator[str]:
-    yield from _of_refractory(module)
+def _caveats_of_coupled_refractory(module: Any) -> Iterator[str]:
+    yield from _caveats_of_refractory(module)
     yield (
         f"{type(module).__name__} does not multiply its coupling by dt, as LIFMCRecurrentCell "
         "does, and can spike while refractory"
@@ -184,40 +182,41 @@ def _of_coupled_refractory(module: Any) -> Iterator[str]:
 _REFRACTORY = "The refractory period is a count of timesteps: warned about."
 _LSNN = "Its input reaches the membrane one timestep later than a LIF's."
 
-_lif = Neuron()
-_li = Neuron(role=Role.INTEGRATOR)
-_box = Neuron(state=(), rates={"membrane": "tau_mem_inv"})
-_iaf = Neuron(state=(), rates={}, time_constants=_no_leak, note="Does not leak.")
+_lif = Neuron(rates=_MEMBRANE_AND_SYNAPSE)
+_li = replace(_lif, role=Role.INTEGRATOR)
+_box = Neuron(state=(), rates=_MEMBRANE)
+_iaf = Neuron(state=(), rates={"membrane": lambda p: torch.zeros(())}, note="Does not leak.")
 _lsnn = Neuron(
     ("i", "b"),
-    rates={
-        "membrane": "tau_mem_inv",
-        "synapse": "tau_syn_inv",
-        "adaptation": "tau_adapt_inv",
-    },
-    caveats=_of_lsnn,
+    rates={**_MEMBRANE_AND_SYNAPSE, "adaptation": _rate("tau_adapt_inv")},
+    caveats=_caveats_of_lsnn,
     note=f"{_LSNN} The default adaptation takes 800 s: warned about.",
 )
 _adex = Neuron(
     ("i", "a"),
-    rates={"membrane": "tau_mem_inv", "synapse": "tau_syn_inv", "adaptation": "tau_ada_inv"},
-    caveats=_of_adex,
+    rates={**_MEMBRANE_AND_SYNAPSE, "adaptation": _rate("tau_ada_inv")},
+    caveats=_caveats_of_adex,
     note="The default adaptation takes 500 ms, where 1/ms is documented: warned about.",
 )
 _izhikevich = Neuron(
     ("u",),
-    rates={},
-    time_constants=_recovery,
-    caveats=_of_izhikevich,
+    rates={"recovery": _rate("tau_inv", "a")},
+    caveats=_caveats_of_izhikevich,
     note="Membrane in mV, without a time constant of its own. The presets run slower than the "
     "published model: warned about.",
 )
-_refractory = Neuron(("i", "rho"), parameters="lif", caveats=_of_refractory, note=_REFRACTORY)
+_refractory = replace(
+    _lif,
+    state=("i", "rho"),
+    parameters="lif",
+    caveats=_caveats_of_refractory,
+    note=_REFRACTORY,
+)
 _adex_refractory = replace(
     _adex,
     state=("i", "a", "rho"),
     parameters="lif_adex",
-    caveats=_of_adex_refractory,
+    caveats=_caveats_of_adex_refractory,
     note=f"{_adex.note} {_REFRACTORY}",
 )
 
@@ -283,7 +282,7 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
     ),
     norse.LIFMCRefracRecurrentCell: replace(
         _multi_compartment(_refractory, _membrane_before),
-        caveats=_of_coupled_refractory,
+        caveats=_caveats_of_coupled_refractory,
         note=f"{_REFRACTORY} Its coupling does not follow dt, and it can spike while refractory: "
         "warned about.",
     ),

@@ -22,8 +22,9 @@ from dynvision_snn.adapters.base import (
     Role,
     TimeConstant,
 )
-from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, refusal, unknown
+from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, refusal, row_of, unknown
 from dynvision_snn.adapters.snntorch_table import BASES, REFUSED, TABLE, Neuron
+from dynvision_snn.timing import time_constant_euler, time_constant_exact
 
 _MEMBRANES = {
     "switch": "before the reset; after it with `reset_delay=False`",
@@ -73,7 +74,7 @@ class SnnTorchAdapter(Adapter):
         What a call does not return (a stepped neuron with ``init_hidden=True`` returns its spikes
         alone) is taken from the module, which replaces its state at every call, never in place.
         """
-        neuron = _neuron(module)
+        neuron = row_of(module, TABLE)
         output, *rest = call.output if isinstance(call.output, tuple) else (call.output,)
         if not neuron.sequence:
             holder: Any = module
@@ -85,7 +86,7 @@ class SnnTorchAdapter(Adapter):
 
     def state(self, module: nn.Module) -> dict[str, Any]:
         """The state that the module keeps between calls, by reference."""
-        return {name: getattr(module, name) for name in _neuron(module).state}
+        return {name: getattr(module, name) for name in row_of(module, TABLE).state}
 
     def restore(self, module: nn.Module, state: Mapping[str, Any]) -> None:
         """Puts back what `state` returned."""
@@ -98,7 +99,7 @@ class SnnTorchAdapter(Adapter):
         Zeros of the old shape, as the library's own reset leaves them, would keep a dtype; an
         empty tensor keeps nothing but its device.
         """
-        neuron = _neuron(module)
+        neuron = row_of(module, TABLE)
         for name in neuron.state:
             held = getattr(module, name)
             blank = None if neuron.unset == "none" else torch.zeros(0, device=held.device)
@@ -109,7 +110,7 @@ class SnnTorchAdapter(Adapter):
 
     def synapses(self, module: nn.Module) -> Sequence[InnerSynapses]:
         """Recurrent and input weights inside the module."""
-        return _neuron(module).synapses(module)
+        return row_of(module, TABLE).synapses(module)
 
     def presynaptic(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -119,11 +120,16 @@ class SnnTorchAdapter(Adapter):
         Once per timestep, although with ``reset_mechanism="zero"`` snnTorch evaluates its recurrent
         connection twice.
         """
-        return _neuron(module).received(module, Call(args, kwargs, None))
+        return row_of(module, TABLE).received(module, Call(args, kwargs, None))
 
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
         """Time constants in ms; snnTorch counts in timesteps, so each follows `dt`."""
-        return _neuron(module).time_constants(module, dt)
+        neuron = row_of(module, TABLE)
+        convert = time_constant_euler if neuron.integrator == "euler" else time_constant_exact
+        return tuple(
+            TimeConstant(name, convert(decay(module).detach(), dt), neuron.integrator)
+            for name, decay in neuron.decays.items()
+        )
 
     def rows(self) -> Iterator[CatalogueRow]:
         """What the documentation says of every class."""
@@ -134,6 +140,7 @@ class SnnTorchAdapter(Adapter):
                 call="sequence" if neuron.sequence else "timestep",
                 membrane=_MEMBRANES[neuron.reset],
                 state=", ".join(neuron.shown),
+                time_constants=_named_constants(neuron),
                 synapses=", ".join(neuron.inner),
                 note=neuron.note,
             )
@@ -141,10 +148,9 @@ class SnnTorchAdapter(Adapter):
             yield CatalogueRow(cls.__qualname__, note=f"Refused: {reason}.")
 
 
-def _neuron(module: nn.Module) -> Neuron:
-    cls = class_of(module, TABLE)
-    assert cls is not None, "only asked of modules that have traits"
-    return TABLE[cls]
+def _named_constants(neuron: Neuron) -> str:
+    ending = " (Euler)" if neuron.integrator == "euler" else ""
+    return ", ".join(name + ending for name in neuron.decays)
 
 
 def _spikes(module: Any, neuron: Neuron) -> bool:

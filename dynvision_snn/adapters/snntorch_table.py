@@ -14,8 +14,7 @@ import torch
 from snntorch._neurons import leakykernel, leakyunroll
 from torch import Tensor, nn
 
-from dynvision_snn.adapters.base import Call, InnerSynapses, TimeConstant
-from dynvision_snn.timing import time_constant_euler, time_constant_exact
+from dynvision_snn.adapters.base import Call, InnerSynapses
 
 Received = tuple[Tensor | None, ...]
 
@@ -35,7 +34,8 @@ class Neuron:
         leftovers: attributes that a forward leaves behind beside the state; they hold the graph.
         synapses: weights inside the module; `inner` names them.
         received: what they receive in a call that is about to happen.
-        time_constants: at a timestep of so many ms.
+        decays: by the name of their time constant, the decays per timestep.
+        integrator: of which these are the decays.
         caveats: what this module computes unexpectedly.
         refusal: why this module cannot be served; None where it can.
         note: what the documentation says of the class.
@@ -50,48 +50,32 @@ class Neuron:
     inner: tuple[str, ...] = ()
     synapses: Callable[[Any], tuple[InnerSynapses, ...]] = lambda module: ()
     received: Callable[[Any, Call], Received] = lambda module, call: ()
-    time_constants: Callable[[Any, float], tuple[TimeConstant, ...]] = lambda module, dt: ()
+    decays: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+    integrator: Literal["exact", "euler"] = "exact"
     caveats: Callable[[Any], Iterator[str]] = lambda module: iter(())
     refusal: Callable[[Any], str | None] = lambda module: None
     note: str = ""
 
 
-# -- time constants ---------------------------------------------------------------------------
+# -- decays per timestep of zero input ----------------------------------------------------------
 
 
-def _exact(**decays: str) -> Callable[[Any, float], tuple[TimeConstant, ...]]:
-    """Decays per timestep, which snnTorch clamps to [0, 1] where it uses them."""
-
-    def time_constants(module: Any, dt: float) -> tuple[TimeConstant, ...]:
-        return tuple(
-            TimeConstant(
-                name,
-                time_constant_exact(getattr(module, decay).detach().clamp(0, 1), dt),
-                "exact",
-            )
-            for name, decay in decays.items()
-        )
-
-    return time_constants
+def _clamped(name: str) -> Callable[[Any], Tensor]:
+    """A decay that snnTorch clamps to [0, 1] where it uses it."""
+    return lambda module: getattr(module, name).clamp(0, 1)
 
 
-def _unclamped(module: Any, dt: float) -> tuple[TimeConstant, ...]:
-    return (TimeConstant("membrane", time_constant_exact(module.beta.detach(), dt), "exact"),)
+def _of_euler(module: Any) -> Tensor:
+    return 1 - module.time_step / (module.R * module.C)
 
 
-def _lapicque(module: Any, dt: float) -> tuple[TimeConstant, ...]:
-    decay = 1 - module.time_step / (module.R * module.C)
-    return (TimeConstant("membrane", time_constant_euler(decay.detach(), dt), "euler"),)
+def _of_kernel(module: Any) -> Tensor:
+    return torch.exp(-1 / module.tau.double())
 
 
-def _kernel(module: Any, dt: float) -> tuple[TimeConstant, ...]:
-    return (TimeConstant("membrane", module.tau.detach() * dt, "exact"),)
-
-
-def _diagonal_of_rnn(module: Any, dt: float) -> tuple[TimeConstant, ...]:
+def _of_rnn(module: Any) -> Tensor:
     # The RNN rectifies its state, so that a negative weight forgets at once.
-    decay = module.rnn.weight_hh_l0.detach().diagonal().clamp(min=0)
-    return (TimeConstant("membrane", time_constant_exact(decay, dt), "exact"),)
+    return module.rnn.weight_hh_l0.diagonal().clamp(min=0)
 
 
 # -- synapses and what they receive -----------------------------------------------------------
@@ -170,10 +154,10 @@ def _projections(module: Any) -> tuple[InnerSynapses, ...]:
 # -- caveats and refusals ---------------------------------------------------------------------
 
 
-def _of_lapicque(module: Any) -> Iterator[str]:
+def _caveats_of_lapicque(module: Any) -> Iterator[str]:
     yield (
         "Lapicque steps by Euler: per timestep it decays by 1 - time_step / (R C) = "
-        f"{_number(1 - module.time_step / (module.R * module.C))}, not by its beta of "
+        f"{_number(_of_euler(module))}, not by its beta of "
         f"{_number(module.beta)}"
     )
     if isinstance(module.beta, nn.Parameter):
@@ -183,7 +167,7 @@ def _of_lapicque(module: Any) -> Iterator[str]:
         )
 
 
-def _of_never_firing(module: Any) -> Iterator[str]:
+def _caveats_of_never_firing(module: Any) -> Iterator[str]:
     if bool((module.threshold >= 1).all()):
         yield (
             f"{type(module).__name__} never spikes at its threshold of "
@@ -192,18 +176,18 @@ def _of_never_firing(module: Any) -> Iterator[str]:
         )
 
 
-def _of_kernel(module: Any) -> Iterator[str]:
+def _caveats_of_kernel(module: Any) -> Iterator[str]:
     name = type(module).__name__
     yield (
         f"{name} decays by exp(-1 / tau) with tau = 1 / (1 - beta): by "
-        f"{_number(torch.exp(-1 / module.tau))} per timestep, not by its beta of "
+        f"{_number(_of_kernel(module))} per timestep, not by its beta of "
         f"{_number(module.beta)}"
     )
     if module.output and bool((module.graded_spikes_factor != 1).any()):
         yield f"{name} multiplies its spikes by graded_spikes_factor twice"
 
 
-def _of_rnn(module: Any) -> Iterator[str]:
+def _caveats_of_rnn(module: Any) -> Iterator[str]:
     if module.beta is not None and module.beta.numel() > 1:
         yield (
             "LeakyParallel ignores a beta of more than one value: its decays are those with which "
@@ -211,7 +195,7 @@ def _of_rnn(module: Any) -> Iterator[str]:
         )
 
 
-def _of_associative(module: Any) -> Iterator[str]:
+def _caveats_of_associative(module: Any) -> Iterator[str]:
     yield (
         "AssociativeLeaky divides by products of its decays, which underflow: its state drifts "
         "from its own recursion within some tens of timesteps, and its spikes with it"
@@ -273,24 +257,25 @@ _MEM = ("mem",)
 _SYN_MEM = ("syn", "mem")
 
 TABLE: Mapping[type[nn.Module], Neuron] = {
-    snn.Leaky: Neuron(_MEM, time_constants=_exact(membrane="beta")),
+    snn.Leaky: Neuron(_MEM, decays={"membrane": _clamped("beta")}),
     snn.Lapicque: Neuron(
         _MEM,
         reset="delayed",
-        time_constants=_lapicque,
-        caveats=_of_lapicque,
+        decays={"membrane": _of_euler},
+        integrator="euler",
+        caveats=_caveats_of_lapicque,
         note="Steps by Euler, unlike Leaky: warned about. `learn_beta=True` cannot be trained.",
     ),
     snn.Synaptic: Neuron(
         _SYN_MEM,
         {"current": "syn"},
-        time_constants=_exact(membrane="beta", synapse="alpha"),
+        decays={"membrane": _clamped("beta"), "synapse": _clamped("alpha")},
     ),
     snn.Alpha: Neuron(
         ("syn_exc", "syn_inh", "mem"),
         {"current_excitatory": "syn_exc", "current_inhibitory": "syn_inh"},
         reset="delayed",
-        time_constants=_exact(synapse_excitatory="alpha", synapse_inhibitory="beta"),
+        decays={"synapse_excitatory": _clamped("alpha"), "synapse_inhibitory": _clamped("beta")},
         note="Its membrane is the scaled sum of two currents and has no time constant of its own.",
     ),
     snn.RLeaky: Neuron(
@@ -298,7 +283,7 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         inner=("recurrent",),
         synapses=_recurrent,
         received=_previous_spikes,
-        time_constants=_exact(membrane="beta"),
+        decays={"membrane": _clamped("beta")},
     ),
     snn.RSynaptic: Neuron(
         ("spk", "syn", "mem"),
@@ -307,7 +292,7 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         inner=("recurrent",),
         synapses=_recurrent,
         received=_previous_spikes,
-        time_constants=_exact(membrane="beta", synapse="alpha"),
+        decays={"membrane": _clamped("beta"), "synapse": _clamped("alpha")},
         refusal=_no_immediate_reset,
         note="`reset_delay=False` is refused: it fails in the wheel.",
     ),
@@ -319,7 +304,7 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         inner=("input", "recurrent"),
         synapses=_lstm,
         received=_lstm_received,
-        caveats=_of_never_firing,
+        caveats=_caveats_of_never_firing,
         refusal=_equal_sizes,
         note="Recurs on its analog membrane. Unequal sizes are refused: its state restarts at "
         "every timestep. A threshold of 1 or more never fires: warned about.",
@@ -332,7 +317,7 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         inner=("input", "recurrent"),
         synapses=_conv_lstm,
         received=_conv_lstm_received,
-        caveats=_of_never_firing,
+        caveats=_caveats_of_never_firing,
         note="Recurs on its analog membrane. With pooling, its spikes are smaller than its "
         "membrane. A threshold of 1 or more never fires: warned about.",
     ),
@@ -341,7 +326,7 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         {"membrane_previous": "mem_prev"},
         reset="never",
         unset="none",
-        time_constants=_unclamped,
+        decays={"membrane": lambda module: module.beta},
         note="Spikes where the membrane changes by more than `delta_threshold`; ignores reset, "
         "inhibition, quantisation and graded spikes. After a reset its state is None, as in a new "
         "one, on which `snntorch.utils.reset` of any net raises.",
@@ -350,8 +335,8 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         sequence=True,
         reset="never",
         leftovers=("spk",),
-        time_constants=_kernel,
-        caveats=_of_kernel,
+        decays={"membrane": _of_kernel},
+        caveats=_caveats_of_kernel,
         note="Decays by exp(-1 / tau), not by beta: warned about. `output=False` makes it an "
         "integrator. Keeps no state: a run cannot go on from another's.",
     ),
@@ -362,8 +347,8 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         inner=("input",),
         synapses=lambda module: (InnerSynapses("input", module.linear, "module"),),
         received=_inputs,
-        time_constants=_kernel,
-        caveats=_of_kernel,
+        decays={"membrane": _of_kernel},
+        caveats=_caveats_of_kernel,
         note="As StateLeaky.",
     ),
     snn.LeakyParallel: Neuron(
@@ -372,8 +357,8 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         inner=("input",),
         synapses=lambda module: (InnerSynapses("input", module.rnn.weight_ih_l0),),
         received=_inputs,
-        time_constants=_diagonal_of_rnn,
-        caveats=_of_rnn,
+        decays={"membrane": _of_rnn},
+        caveats=_caveats_of_rnn,
         refusal=_leak_only,
         note="Its membrane, rectified, is inside an RNN and not shown. `weight_hh_enable=True` is "
         "refused: it mixes membranes. A beta of several values is ignored: warned about.",
@@ -384,7 +369,7 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         inner=("input.value", "input.key", "input.decay"),
         synapses=_projections,
         received=lambda module, call: (call.inputs,) * 3,
-        caveats=_of_associative,
+        caveats=_caveats_of_associative,
         refusal=_spikes_shown,
         note="Drifts from its own recursion: warned about. `use_q_projection=True` is refused: "
         "its output is no spikes.",
