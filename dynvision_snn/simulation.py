@@ -52,7 +52,10 @@ class Simulation:
     def accuracy(self) -> float:
         """Share of right answers over all supervised timesteps; NaN if there is none."""
         mask = self.presentation.supervised_mask
-        correct, counted = self.correct_by_timestep[mask].sum(), self.counted_by_timestep[mask].sum()
+        correct, counted = (
+            self.correct_by_timestep[mask].sum(),
+            self.counted_by_timestep[mask].sum(),
+        )
         return float(correct / counted)
 
     @property
@@ -68,8 +71,22 @@ class Simulation:
 
     @property
     def settling_time(self) -> float:
-        """Mean settling time in ms, over all onsets of all samples that settle; NaN if none does."""
+        """Mean settling time in ms, over the onsets of all samples that settle; NaN if none."""
         return float(self.settling_times.nanmean())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, JSON-safe; NaN becomes None."""
+        times = self.settling_times.tolist()
+        return {
+            "presentation": self.presentation.to_dict(),
+            "correct_by_timestep": self.correct_by_timestep.tolist(),
+            "counted_by_timestep": self.counted_by_timestep.tolist(),
+            "settling_times": [[None if t != t else t for t in row] for row in times],
+            "budget": self.budget.to_dict(),
+            "readout": self.readout,
+            "membrane_is": self.membrane_is,
+            "n_parameters": self.n_parameters,
+        }
 
     def __repr__(self) -> str:
         return (

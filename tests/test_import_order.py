@@ -34,8 +34,8 @@ ROOMS = [
     "model",
     "retiming",
     "readout",
+    "report",  # plain rows in, so that a simulation may show its progress
     "simulation",
-    "report",
     "comparison",
     "data",
     "config",

@@ -1,0 +1,212 @@
+"""The digits comparison: three models, trained and simulated alike on real handwritten digits.
+
+A snnTorch, a Norse and a non-spiking GRU network of one size see scikit-learn's 8 x 8 digits
+through one presentation (null input, a digit, null input), learn by one criterion, and are then
+compared by accuracy, time and energy. The three builders are what a user of the package writes:
+plain models of their libraries, which know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dynvision_snn.comparison import Comparison, compare
+from dynvision_snn.data import load_digits
+from dynvision_snn.errors import ConfigError, MissingExtraError
+from dynvision_snn.losses import build_criterion
+from dynvision_snn.model import TimedModel, wrap
+from dynvision_snn.presentation import Presentation
+from dynvision_snn.timing import decay_exact, ms_to_seconds, nearest_steps
+from dynvision_snn.training import Epoch, fit
+
+HIDDEN_UNITS = 128
+MEMBRANE_TIME_CONSTANT = 20.0
+"""Of the snnTorch model's neurons, in ms; the Norse model has its library's own, 10 ms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """What the comparison can be told; times in ms.
+
+    Attributes:
+        pattern: the presentation's entries, each of which lasts its share of `duration`.
+        dt: length of a timestep.
+        duration: length of the presentation.
+        reaction_time: from an onset to the first supervised timestep.
+        energy_weight: weight of the energy loss beside the cross-entropy's 1.
+        epochs: how often the training images are gone through.
+        batch_size: images per training step.
+        learning_rate: of Adam.
+        seed: of weights and of the order of images.
+    """
+
+    pattern: str = "0111111100"
+    dt: float = 2.0
+    duration: float = 80.0
+    reaction_time: float = 16.0
+    energy_weight: float = 0.05
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 5e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"epochs is {self.epochs}; expected at least 1.")
+
+    def presentation(self) -> Presentation:
+        """The schedule that all models share."""
+        return Presentation(
+            self.pattern,
+            self.dt,
+            reaction_time=self.reaction_time,
+            n_timesteps=nearest_steps(self.duration, self.dt, "duration"),
+        )
+
+
+def snntorch_model(dt: float) -> nn.Module:
+    """Leaky integrate-and-fire neurons; the readout integrates and is never reset."""
+    try:
+        import snntorch as snn
+    except ImportError as error:
+        raise MissingExtraError("snntorch", "snntorch", "The snnTorch model") from error
+    beta = decay_exact(MEMBRANE_TIME_CONSTANT, dt)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, HIDDEN_UNITS),
+        snn.Leaky(beta, init_hidden=True),
+        nn.Linear(HIDDEN_UNITS, 10),
+        snn.Leaky(beta, init_hidden=True, reset_mechanism="none", output=True),
+    )
+
+
+def norse_model(dt: float) -> nn.Module:
+    """Leaky integrate-and-fire neurons with synaptic currents; the readout is an integrator."""
+    try:
+        import norse.torch as norse
+    except ImportError as error:
+        raise MissingExtraError("norse", "norse", "The Norse model") from error
+    return norse.SequentialState(
+        nn.Flatten(),
+        nn.Linear(64, HIDDEN_UNITS),
+        norse.LIFCell(dt=ms_to_seconds(dt)),
+        nn.Linear(HIDDEN_UNITS, 10),
+        norse.LICell(dt=ms_to_seconds(dt)),
+    )
+
+
+class GRUClassifier(nn.Module):
+    """A non-spiking recurrent network; ``[B, 1, 8, 8]`` to class scores ``[B, 10]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRUCell(64, HIDDEN_UNITS)
+        self.readout = nn.Linear(HIDDEN_UNITS, 10)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One timestep: class scores and the hidden state."""
+        state = self.gru(x.flatten(1), state)
+        return self.readout(state), state
+
+
+BUILDERS: Mapping[str, Callable[[float], nn.Module]] = {
+    "snnTorch": snntorch_model,
+    "Norse": norse_model,
+    "GRU": lambda dt: GRUClassifier(),
+}
+"""The comparison's own models by name; each is built for a dt in ms."""
+
+
+def factory(path: str) -> Callable[[float], nn.Module]:
+    """The builder that ``package.module:name`` names.
+
+    It is called with ``dt=`` in ms if it takes that, and else without arguments. Importing it runs
+    the code of its module.
+
+    Raises:
+        ConfigError: if the path is no such path, or what it names is not there or not callable.
+
+    >>> factory("torch.nn:ReLU")(2.0)
+    ReLU()
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ConfigError(
+            f"{path!r} names no model; expected package.module:factory, such as mynets.small:build."
+        )
+    try:
+        build = vars(import_module(module_name))[name]
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{path!r}: no module {error.name!r} could be imported. Run from the folder that holds "
+            "it, or install it."
+        ) from error
+    except KeyError as error:
+        raise ConfigError(f"{path!r}: the module {module_name!r} has no {name!r}.") from error
+    if not callable(build):
+        raise ConfigError(f"{path!r} is a {type(build).__name__}; expected a function or class.")
+    takes_dt = "dt" in signature(build).parameters
+    return lambda dt: build(dt=dt) if takes_dt else build()
+
+
+def run_demo(
+    builders: Mapping[str, Callable[[float], Any]],
+    settings: DemoSettings,
+    *,
+    on_epoch: Callable[[str, Epoch], None] | None = None,
+    progress: bool | None = None,
+) -> Comparison:
+    """Trains every model alike and compares them on the test digits.
+
+    Each model begins from the same seed, whichever others are trained beside it.
+
+    Args:
+        builders: from a dt in ms to a model, by name.
+        settings: the presentation and the training.
+        on_epoch: told of every epoch of every model.
+        progress: whether a progress bar is shown; by default on a terminal.
+
+    Raises:
+        WrapError: for a model that cannot be run; the message says why.
+        MissingExtraError: if scikit-learn or a model's library is not installed.
+    """
+    presentation = settings.presentation()
+    training_set, test_set = load_digits()
+    models: dict[str, TimedModel] = {}
+    for name, build in builders.items():
+        torch.manual_seed(settings.seed)
+        net = build(settings.dt)
+        model = net if isinstance(net, TimedModel) else wrap(net, dt=settings.dt)
+        loader = DataLoader(
+            training_set,
+            settings.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+        with build_criterion(
+            [
+                {"name": "cross_entropy_loss", "weight": 1.0},
+                {"name": "energy_loss", "weight": settings.energy_weight},
+            ],
+            model=model,
+        ) as criterion:
+            fit(
+                model,
+                loader,
+                presentation,
+                criterion,
+                torch.optim.Adam(model.parameters(), lr=settings.learning_rate),
+                epochs=settings.epochs,
+                on_epoch=None if on_epoch is None else partial(on_epoch, name),
+            )
+        models[name] = model
+    return compare(models, DataLoader(test_set, 364), presentation, progress=progress)
