@@ -200,7 +200,7 @@ class Comparison:
     def _energy_rows(self, profile: str) -> Iterator[dict[str, Any]]:
         for name, simulation in self.simulations.items():
             for layer, joules in _quietly(simulation, profile, "layer").items():
-                if joules or joules.lacking:
+                if joules:
                     yield {"model": name, "layer": layer, "joules": float(joules)}
             for layer in simulation.budget.uncounted:
                 yield {"model": name, "layer": layer, "joules": None}
