@@ -34,7 +34,7 @@ def check_free(path: str | Path, *, force: bool = False) -> Path:
     """
     path = Path(path)
     try:
-        is_free = not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
+        is_free = not any(path.iterdir()) if path.is_dir() else not os.path.lexists(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be looked at: {error}.") from error
     if not (is_free or force):
@@ -136,7 +136,7 @@ def writing_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    return path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
 
 
 def _move_files(source: Path, target: Path) -> None:

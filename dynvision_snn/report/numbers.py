@@ -44,17 +44,18 @@ def number(value: object, *, digits: int = 3, decimals: int | None = None) -> st
     >>> number(1234567), number(0.97345), number(97.345, decimals=1), number(float("nan"))
     ('1,234,567', '0.973', '97.3', '–')
     """
-    if value is None or (isinstance(value, Real) and math.isnan(value)):
+    if value is None:
         return NO_VALUE
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
     if isinstance(value, Integral) and decimals is None:
         return f"{int(value):,}"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if decimals is not None:
-        return f"{float(value):,.{decimals}f}"
-    return _significant(float(value), digits)
+    real = float(value)
+    if math.isnan(real):
+        return NO_VALUE
+    if math.isinf(real):
+        return "∞" if real > 0 else "-∞"
+    return _significant(real, digits) if decimals is None else f"{real:,.{decimals}f}"
 
 
 def _significant(value: float, digits: int) -> str:
@@ -64,4 +65,4 @@ def _significant(value: float, digits: int) -> str:
     exponent = math.floor(math.log10(abs(rounded)))
     if not -4 <= exponent < 7:
         return f"{value:.{digits - 1}e}"
-    return f"{rounded:,.{max(digits - 1 - exponent, 0)}f}"
+    return f"{value:,.{max(digits - 1 - exponent, 0)}f}"

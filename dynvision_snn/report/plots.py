@@ -33,6 +33,9 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _INK, _QUIET, _SHADE = "#222222", "#6b6b6b", "#ebebeb"
 _WIDTH = 7.2  # inches; a README shows about 830 pixels
 _DPI = 200
+_LEGEND_CHARACTERS = 105  # in one line of a legend, its marks included
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": _INK}
+_BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def model_styles(names: Iterable[str]) -> dict[str, ModelStyle]:
     """
     lines, colours = len(_DASHES), len(_COLOURS)
     return {
-        name: ModelStyle(_COLOURS[i % colours], _DASHES[(i + i // colours) % lines])
+        name: ModelStyle(_COLOURS[i % colours], _DASHES[(i % colours + i // colours) % lines])
         for i, name in enumerate(names)
     }
 
@@ -102,31 +105,38 @@ def accuracy_over_time(
         )
     styles = styles or model_styles(curves)
     n_timesteps = next(iter(lengths.values()))
-    figure, axes = _new_figure(height=3.7)
-    handles = _shade(axes, list(intervals), list(stimuli), n_timesteps * dt)
+    figure, axes = _new_figure(height=3.5 + 0.1 * len(curves))
+    shades = _shade(axes, list(intervals), list(stimuli), n_timesteps * dt)
     middles = [(t + 0.5) * dt for t in range(n_timesteps)]
+    lines = []
     for name, curve in curves.items():
         style = styles[name]
-        shares = [100 * float(share) for share in curve]
-        lines = axes.plot(
-            middles, shares, color=style.colour, linestyle=style.dashes, linewidth=1.8, label=name
+        lines += axes.plot(
+            middles,
+            [100 * float(share) for share in curve],
+            color=style.colour,
+            linestyle=style.dashes,
+            linewidth=1.8,
+            label=name,
         )
-        handles = [*handles, *lines]
     if chance is not None:
         axes.axhline(100 * chance, color=_QUIET, linewidth=0.8, linestyle=(0, (1, 2)))
         axes.annotate(
             "chance",
             (1, 100 * chance),
+            (-3, 6),
             xycoords=("axes fraction", "data"),
-            xytext=(-3, 2),
-            textcoords="offset points",
+            **_BESIDE,
             ha="right",
-            va="bottom",
             fontsize=8,
             color=_QUIET,
         )
     axes.set(xlim=(0, n_timesteps * dt), ylim=(0, 102), xlabel="time (ms)", ylabel="accuracy (%)")
-    _finish(figure, axes, title, handles)
+    _finish(axes, title)
+    handles = [*lines, *shades]
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(5, _LEGEND_CHARACTERS // (longest + 6)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **_LEGEND)
     return figure
 
 
@@ -167,46 +177,25 @@ def energy_by_layer(
     models = list(dict.fromkeys(model for model, _ in bars))
     styles = styles or model_styles(models)
     parts = list(dict.fromkeys(part for stack in bars.values() for part in stack))
-    totals = {bar: _total(stack.values()) for bar, stack in bars.items()}
-    factor, prefix = scale(totals.values())
+    totals = [sum(amount or 0.0 for amount in stack.values()) for stack in bars.values()]
+    factor, prefix = scale(totals)
     figure, axes = _new_figure(height=1.2 + 0.27 * (len(bars) + 1.1 * len(models)))
-    longest = max((total for total in totals.values() if total is not None), default=0) / factor
-
     ticks, y = {}, 0.0
     for model in models:
-        own = {layer: bar for (name, layer), bar in bars.items() if name == model}
-        whole = _total(totals[model, layer] for layer in own)
-        shown = f"{number(whole and whole / factor)} {prefix}{unit} in all"
-        for text, colour, weight in ((model, styles[model].colour, "bold"), (shown, _QUIET, None)):
-            axes.annotate(
-                text,
-                (0, y),
-                xycoords=("axes fraction", "data"),
-                xytext=(4 if weight else 8 + 6.2 * len(model), 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                color=colour,
-                fontweight=weight,
-            )
+        own = {layer: stack for (name, layer), stack in bars.items() if name == model}
+        every = [amount for stack in own.values() for amount in stack.values()]
+        whole = _labelled(every, factor, f"{prefix}{unit} in all".strip())
+        _heading(axes, y, model, styles[model].colour, whole)
         y += 1
         for layer, stack in own.items():
             start = 0.0
             for part, amount in stack.items():
-                length = 0.0 if amount is None else amount / factor
+                length = (amount or 0.0) / factor
                 colour = _paled(styles[model].colour, parts.index(part))
                 axes.barh(y, length, left=start, height=0.72, color=colour)
                 start += length
-            total = totals[model, layer]
-            label = "not counted" if total is None else number(total / factor)
             axes.annotate(
-                label,
-                (start, y),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=_INK,
+                _labelled(list(stack.values()), factor), (start, y), (3, 0), **_BESIDE, fontsize=8
             )
             ticks[y] = layer
             y += 1
@@ -215,10 +204,15 @@ def energy_by_layer(
     axes.tick_params(axis="y", length=0)
     axes.set(
         ylim=(y - 0.6, -0.7),
-        xlim=(0, longest * 1.12 or 1),
+        xlim=(0, 1.12 * max(totals) / factor or 1),
         xlabel=f"{quantity} ({prefix}{unit})" if prefix + unit else quantity,
     )
-    _finish(figure, axes, title, _part_legend(parts), note)
+    axes.set_ylabel("layer")
+    _finish(axes, title)
+    if parts != [""]:
+        figure.legend(handles=_swatches(parts), loc="outside upper right", ncols=4, **_LEGEND)
+    if note:
+        figure.supxlabel(textwrap.fill(note, 105), x=0.01, ha="left", fontsize=7.5, color=_QUIET)
     return figure
 
 
@@ -268,21 +262,35 @@ def _new_figure(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finish(figure: Figure, axes: Axes, title: str, handles: Sequence[Any], note: str = "") -> None:
-    axes.xaxis.label.set(color=_INK, fontsize=10)
-    axes.yaxis.label.set(color=_INK, fontsize=10)
+def _finish(axes: Axes, title: str) -> None:
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=_INK, fontsize=10)
     if title:
         axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold")
-    if handles:
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=min(len(handles), 4),
-            frameon=False,
-            fontsize=9,
-        )
-    if note:
-        figure.supxlabel(textwrap.fill(note, 110), x=0.01, ha="left", fontsize=7.5, color=_QUIET)
+
+
+def _heading(axes: Axes, y: float, model: str, colour: str, amount: str) -> None:
+    """A model's name in its colour, and its whole beside it."""
+    name = axes.annotate(
+        model,
+        (0, y),
+        (4, 0),
+        xycoords=("axes fraction", "data"),
+        **_BESIDE,
+        fontsize=9,
+        color=colour,
+        fontweight="bold",
+    )
+    axes.annotate(amount, (1, 0.5), (6, 0), xycoords=name, **_BESIDE, fontsize=9, color=_QUIET)
+
+
+def _labelled(amounts: Sequence[float | None], factor: float, unit: str = "") -> str:
+    """A sum as text, which says so if something in it was not counted."""
+    known = [amount for amount in amounts if amount is not None]
+    if not known:
+        return "not counted"
+    text = f"{number(float(sum(known)) / factor)} {unit}".rstrip()
+    return text if len(known) == len(amounts) else f"{text} + not counted"
 
 
 def _shade(
@@ -332,12 +340,6 @@ def _stacked(
     return bars
 
 
-def _total(amounts: Iterable[float | None]) -> float | None:
-    """The sum of what is known; None if nothing is."""
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known) if known else None
-
-
 def _paled(colour: str, step: int) -> str:
     """A colour mixed with white, more so for each later part."""
     share = (1.0, 0.55, 0.3, 0.15)[min(step, 3)]
@@ -345,9 +347,7 @@ def _paled(colour: str, step: int) -> str:
     return "#" + "".join(f"{round(255 - share * (255 - channel)):02x}" for channel in channels)
 
 
-def _part_legend(parts: Sequence[str]) -> list[Any]:
+def _swatches(parts: Sequence[str]) -> list[Any]:
     from matplotlib.patches import Patch
 
-    if parts == [""]:
-        return []
     return [Patch(color=_paled(_QUIET, step), label=part) for step, part in enumerate(parts)]
