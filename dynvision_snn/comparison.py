@@ -27,7 +27,7 @@ from dynvision_snn.report.tables import Column, Noted, lay_out, to_text
 from dynvision_snn.simulation import Simulation, simulate
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from dynvision_snn.report.plots import Figure
 
 SCHEMA = 1
 """Version of `Comparison.to_dict`'s layout."""
