@@ -21,6 +21,7 @@ from dynvision_snn.adapters import Adapter, Adapters, Layer, Role
 from dynvision_snn.engine.calling import Stepping
 from dynvision_snn.engine.looking import Look, look
 from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
+from dynvision_snn.engine.witness import left_as_found
 from dynvision_snn.errors import AdapterWarning, WrapError, known_names
 from dynvision_snn.observation import Attachment, Clock, Run, RunHost, Watched, watchable
 from dynvision_snn.presentation import Presentation
@@ -178,9 +179,11 @@ class TimedModel(RunHost):
         shown = _shown(self, inputs, presentation, continued=state is not None)
         watched = watchable(self)
         if self._look is None:
-            self._look = self._look_once(watched, shown.example)
+            self._look = self._look_once(watched, shown)
         seen = self._look
         layers = {item.name: item.layer for item in watched if item.layer is not None}
+        if state is not None:
+            _check_goes_on(state, layers, shown.example.shape[0])
         kept = _kept_layers(layers, seen.readout, record)
         run = Run(
             n_timesteps=shown.n_timesteps,
@@ -201,19 +204,22 @@ class TimedModel(RunHost):
             stack.enter_context(self.saying(run))
             output, passed = self._run(shown, run, seen, state)
             after = RunState(
-                passed, {n: layer.adapter.state(layer.module) for n, layer in layers.items()}
+                passed,
+                {name: layer.adapter.state(layer.module) for name, layer in layers.items()},
+                shown.example.shape[0],
             )
         recordings = {name: recorder.recording(layer) for name, layer in kept.items()}
-        return _recording(self, seen, output, recordings, record, after)
+        return _recording(self, seen, output, recordings, record, after, shown.n_timesteps)
 
-    def _look_once(self, watched: Sequence[Watched], example: Tensor) -> Look:
+    def _look_once(self, watched: Sequence[Watched], shown: _Shown) -> Look:
         stepping, time_axis, readout = self._by_hand
         with torch.inference_mode(False):
             return look(
                 self.net,
                 watched,
                 self.adapters,
-                example,
+                shown.example,
+                shown.n_timesteps + shown.idle_steps,
                 stepping=stepping,
                 time_axis=time_axis,
                 readout=readout,
@@ -297,17 +303,35 @@ def _shown(
 
 @contextmanager
 def _isolated(layers: Sequence[Layer], state: RunState | None) -> Iterator[None]:
-    """Starts from reset state, or from `state`, and leaves every module's own state as found."""
-    found = [(layer, layer.adapter.state(layer.module)) for layer in layers]
-    try:
+    """Starts from reset state, or from `state`, and leaves the neuron layers as they were found.
+
+    What lies inside a layer (its recurrent weights, an inner cell) is part of it.
+    """
+    with left_as_found(module for layer in layers for module in layer.module.modules()):
         for layer in layers:
             layer.adapter.reset(layer.module)
             if state is not None:
                 layer.adapter.restore(layer.module, state.held[layer.name])
         yield
-    finally:
-        for layer, held in found:
-            layer.adapter.restore(layer.module, held)
+
+
+def _check_goes_on(state: RunState, layers: dict[str, Layer], batch_size: int) -> None:
+    """Refuses a state that does not fit: a neuron would silently start from zero."""
+    if not isinstance(state, RunState):
+        raise WrapError(
+            f"state is a {type(state).__name__}; expected the `state` of an earlier run: "
+            "model(inputs, state=run.state)."
+        )
+    if state.held.keys() != layers.keys():
+        raise WrapError(
+            f"the state is of another model, with layers {', '.join(map(repr, state.held))}; this "
+            f"one has {', '.join(map(repr, layers))}."
+        )
+    if state.batch_size != batch_size:
+        raise WrapError(
+            f"the state is of a batch of {state.batch_size}, the inputs are one of {batch_size}. "
+            "A run goes on with the same samples; leave state out to start from reset state."
+        )
 
 
 def _kept_layers(
@@ -329,6 +353,7 @@ def _recording(
     recordings: dict[str, LayerRecording | None],
     record: Sequence[str],
     state: RunState,
+    n_timesteps: int,
 ) -> Recording:
     layers = {}
     for name in record:
@@ -338,7 +363,7 @@ def _recording(
         layers[name] = layer
     if seen.readout is None:
         assert output is not None
-        return _checked(Recording(output, None, layers, state, model.dt, None, None))
+        return _checked(Recording(output, None, layers, state, model.dt, None, None), n_timesteps)
     readout = recordings[seen.readout]
     if readout is None:
         raise WrapError(f"the readout {seen.readout!r} was not reached in this run.")
@@ -351,11 +376,18 @@ def _recording(
     return _checked(
         Recording(
             membrane, readout.spikes, layers, state, model.dt, seen.readout, readout.membrane_is
-        )
+        ),
+        n_timesteps,
     )
 
 
-def _checked(recording: Recording) -> Recording:
+def _checked(recording: Recording, n_timesteps: int) -> Recording:
+    if recording.membrane.shape[0] != n_timesteps:
+        raise WrapError(
+            f"the model returned {recording.membrane.shape[0]} timesteps where {n_timesteps} were "
+            "asked for: its own time loop does not follow the length of its input. Let it loop "
+            "over x.shape[0]."
+        )
     if recording.membrane.ndim != 3:
         raise WrapError(
             f"what is decoded has shape {list(recording.membrane.shape)}; expected "
@@ -371,9 +403,9 @@ def _check_something_to_observe(net: nn.Module, layers: Sequence[Layer]) -> None
     classes = sorted({type(module).__name__ for module in net.modules() if module is not net})
     raise WrapError(
         f"{type(net).__name__} has no layer that spikes, integrates, recurs or activates: "
-        f"nothing to observe. Its modules: {', '.join(classes) or 'none'}. If one of them is a neuron, "
-        "pass an adapter for it (adapters=[MyAdapter()]; see docs/adapters.md). If its neurons are "
-        "functional calls, use the library's modules: a function has nothing to hook."
+        f"nothing to observe. Its modules: {', '.join(classes) or 'none'}. If one of them is a "
+        "neuron, pass an adapter for it (adapters=[MyAdapter()]; see docs/adapters.md). If its "
+        "neurons are functional calls, use the library's modules: a function has nothing to hook."
     )
 
 

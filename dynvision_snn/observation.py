@@ -16,7 +16,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -36,10 +36,11 @@ class Rhythm:
     Attributes:
         form: ``"step"``: `calls` times at every timestep, with ``[B, ...]``; ``"whole"``: with all
             timesteps at once, time on `time_axis`; ``"merged"``: with all timesteps at once, time
-            and batch merged into axis 0, time first; ``"unclear"``: none of these could be told,
-            and its observations carry no values.
+            and batch merged into axis 0; ``"unclear"``: none of these could be told, and its
+            observations carry no values.
         calls: calls per timestep, or per run where the form is not ``"step"``.
-        time_axis: where time is, in the form ``"whole"``.
+        time_axis: where time is, in the form ``"whole"``; in the form ``"merged"``, 0 where time
+            changes slowest, 1 where the batch does.
     """
 
     form: Literal["step", "whole", "merged", "unclear"] = "step"
@@ -52,7 +53,8 @@ class Rhythm:
             return value.unsqueeze(0)
         if self.form == "merged":
             assert n_timesteps is not None
-            return value.unflatten(0, (n_timesteps, -1))
+            sizes = (n_timesteps, -1) if self.time_axis == 0 else (-1, n_timesteps)
+            value = value.unflatten(0, sizes)
         return value if self.time_axis == 0 else value.transpose(0, self.time_axis)
 
 
@@ -216,8 +218,10 @@ class RunHost(nn.Module):
             for attachment in attachments:
                 attachment.abandon_run()
             raise
-        for attachment in attachments:
-            attachment.end_run()
+        with ExitStack() as stack:
+            # One that cannot end its run must not keep the others in theirs.
+            for attachment in reversed(attachments):
+                stack.callback(attachment.end_run)
 
 
 class LayerHook:
@@ -270,24 +274,23 @@ def watchable(host: nn.Module, adapters: Adapters | None = None) -> list[Watched
 
     Raises:
         AdapterError: for a neuron that is unknown or cannot be served.
+        ObservationError: for a module that holds several `RunHost`s.
     """
-    hosts = _run_hosts(host)
-    if not hosts:
+    run_host = _run_host(host)
+    if run_host is None:
         return _watched(host, adapters or Adapters())
-    found: dict[int, Watched] = {}
-    for path, run_host in hosts:
-        prefix = f"{path}." if len(hosts) > 1 and path else ""
-        for watched in _watched(run_host.hosted(), adapters or run_host.adapters):
-            name = f"{prefix}{watched.name}"
-            layer = watched.layer and Layer(
-                name, watched.module, watched.layer.adapter, watched.layer.traits
-            )
-            found.setdefault(id(watched.module), Watched(name, watched.module, layer))
-    return list(found.values())
+    return _watched(run_host.hosted(), adapters or run_host.adapters)
 
 
-def _run_hosts(host: nn.Module) -> list[tuple[str, RunHost]]:
-    return [(name, module) for name, module in host.named_modules() if isinstance(module, RunHost)]
+def _run_host(host: nn.Module) -> RunHost | None:
+    found = [(name, module) for name, module in host.named_modules() if isinstance(module, RunHost)]
+    if len(found) > 1:
+        raise ObservationError(
+            f"{type(host).__name__} holds several models whose runs begin and end by themselves "
+            f"({', '.join(repr(name) for name, _ in found)}): their timesteps are not one "
+            "sequence. Observe each by itself."
+        )
+    return found[0][1] if found else None
 
 
 def _watched(root: nn.Module, adapters: Adapters) -> list[Watched]:
@@ -322,6 +325,7 @@ class Attachment:
         self._counts: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self._before: dict[str, tuple[Tensor | None, ...]] = {}
+        run_host = _run_host(host)
         handles: list[RemovableHandle] = []
         for item in self.watched:
             if listener.hears_synapses and item.layer is not None:
@@ -331,7 +335,7 @@ class Attachment:
             handles.append(
                 item.module.register_forward_hook(_AfterHook(self, item), with_kwargs=True)
             )
-        for _, run_host in _run_hosts(host):
+        if run_host is not None:
             run_host._attachments.add(self)
         self._give_back = weakref.finalize(self, _remove, handles)
 
@@ -493,6 +497,8 @@ class Attachment:
             self._last[watched.name] = clock.t
             return clock.t
         self._counts[watched.name] = count + n_steps
+        if rhythm.form != "step" and self._run.total_steps is not None:
+            return -self._run.idle_steps  # each call holds the whole run
         return count // calls - self._run.idle_steps
 
 

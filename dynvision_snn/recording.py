@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynvision_snn.adapters import Layer, Role
 from dynvision_snn.adapters.base import MembraneTiming, map_tensors
+from dynvision_snn.errors import ObservationError
 from dynvision_snn.observation import Listener, Observation
 
 
@@ -21,15 +22,19 @@ class RunState:
     Attributes:
         passed: the states that the model takes as arguments.
         held: the state variables that its modules keep, by layer name.
+        batch_size: how many samples it is of.
     """
 
     passed: tuple[Any, ...]
     held: Mapping[str, Mapping[str, Any]]
+    batch_size: int
 
     def detach(self) -> RunState:
         """The same values outside the graph, as truncated back-propagation needs them."""
         return RunState(
-            map_tensors(Tensor.detach, self.passed), map_tensors(Tensor.detach, dict(self.held))
+            map_tensors(Tensor.detach, self.passed),
+            map_tensors(Tensor.detach, dict(self.held)),
+            self.batch_size,
         )
 
 
@@ -41,7 +46,8 @@ class LayerRecording:
         role: what the layer's output is.
         output: ``[T, B, *units]``: spikes, membrane or hidden values, as passed on.
         membrane: ``[T, B, *units]``, or None where the layer has none to show.
-        membrane_is: whether that is the membrane ``"before"``, ``"after"`` or ``"without"`` the reset.
+        membrane_is: whether that is the membrane ``"before"`` or ``"after"`` the reset, or one
+            ``"without"`` a reset.
         state: further state variables, ``[T, B, *units]`` each.
     """
 
@@ -69,8 +75,8 @@ class Recording:
         state: where another run can go on from.
         dt: length of a timestep in ms.
         readout: the readout's name; None where the model's output is decoded.
-        membrane_is: ``"before"`` or ``"after"`` the reset, or ``"without"`` one; None where there is
-            no membrane.
+        membrane_is: ``"before"`` or ``"after"`` the reset, or ``"without"`` one; None where there
+            is no membrane.
     """
 
     membrane: Tensor
@@ -114,12 +120,24 @@ class Recorder(Listener):
             self._observed.setdefault(observation.name, []).append(observation)
 
     def recording(self, layer: Layer) -> LayerRecording | None:
-        """All timesteps of one layer; None if it was not reached."""
+        """All timesteps of one layer; None if it was not reached.
+
+        Raises:
+            ObservationError: if it was not called exactly once at each timestep.
+        """
         observed = self._observed.get(layer.name)
         if not observed:
             return None
-        output = _joined([o.output for o in observed])
-        assert output is not None
+        n_timesteps = observed[0].run.n_timesteps
+        ends = [0, *(o.t1 for o in observed)]
+        once_each = [o.t0 for o in observed] == ends[:-1] and ends[-1] == n_timesteps
+        output = _joined([o.output for o in observed]) if once_each else None
+        if output is None:
+            raise ObservationError(
+                f"layer {layer.name!r} ({type(layer.module).__name__}) cannot be recorded: it was "
+                f"not called once at each of {n_timesteps} timesteps. Give each use of it a module "
+                "of its own."
+            )
         if layer.traits.role is Role.INTEGRATOR:
             membrane: Tensor | None = output
         else:

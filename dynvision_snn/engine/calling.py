@@ -39,11 +39,13 @@ class Calling:
         time_axis: where a ``"sequence"`` model has time, in its input and outputs.
         states: the names of the arguments that take its state; empty where it keeps the state
             inside or takes none.
+        returns_state: whether all that it returns is its state, as torch's bare cells do.
     """
 
     stepping: Stepping
     time_axis: int = 0
     states: tuple[str, ...] = ()
+    returns_state: bool = False
 
     @property
     def initial_states(self) -> tuple[None, ...]:
@@ -59,6 +61,8 @@ class Calling:
         n_states = len(self.states)
         if n_states == 0:
             return output, ()
+        if self.returns_state:
+            return output, (output,)
         if isinstance(output, tuple | list):
             if len(output) > n_states:
                 outputs = output[: len(output) - n_states]

@@ -1,34 +1,34 @@
 """Looking once at how a model runs: stepping, state, what is called when, and its readout.
 
 Much is known from the types: a whole-sequence neuron runs sequences, a Sequential of one-step
-neurons is stepped. A module with a forward of its own is looked at by running it on a tiny batch,
-without a graph, its buffers, neuron state, random state and hooks left as they were: on a sequence
-of 3 timesteps of 2 samples, a model with the loop inside calls each neuron 3 times with 2 samples,
-and one that is to be stepped does not.
+neurons is stepped. A module with a forward of its own is looked at by running it on tiny batches
+(`witness`): on a sequence of 3 timesteps of 2 samples, a model with the loop inside calls each
+neuron 3 times with 2 samples, and one that is to be stepped does not. Every sequence is tried in
+two sizes, so that no size of the model's own passes for a number of timesteps or samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dynvision_snn.adapters import Adapters, Call, Layer, Reading
+from dynvision_snn.adapters import Adapters
 from dynvision_snn.adapters.base import tensors_of
 from dynvision_snn.engine.calling import Calling, Stepping, call, state_arguments
-from dynvision_snn.engine.step import first_tensor
+from dynvision_snn.engine.decoding import choose_readout, reached
+from dynvision_snn.engine.rhythm import Size, find_rhythms, fits, over_time, sizes_to_try
+from dynvision_snn.engine.witness import Memory, Seen, left_as_found, same_values, witnessed
 from dynvision_snn.errors import WrapError
 from dynvision_snn.observation import Rhythm, Watched
 
 # What a user's forward raises when it is handed a layout that it was not written for.
 _MISFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 
-# Timesteps and samples of the tiny sequence: unequal, so that the axes can be told apart.
-_STEPS, _SAMPLES = 3, 2
+_SAMPLES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +48,6 @@ class Look:
     readout: str | None
 
 
-@dataclass(slots=True)
-class _Seen:
-    """The calls of one module during a look."""
-
-    watched: Watched
-    calls: list[tuple[tuple[int, ...], Reading | None, bool]]
-
-    @property
-    def stateful(self) -> bool:
-        return self.watched.layer is not None and self.watched.layer.is_stateful
-
-    @property
-    def is_step_neuron(self) -> bool:
-        layer = self.watched.layer
-        return layer is not None and layer.is_stateful and not layer.traits.sequence
-
-
 class _Misfit(Exception):
     """The candidate way of calling is not the model's; the message says why."""
 
@@ -74,18 +57,20 @@ def look(
     watched: Sequence[Watched],
     adapters: Adapters,
     example: Tensor,
+    n_timesteps: int,
     *,
     stepping: Stepping | None = None,
     time_axis: int | None = None,
     readout: str | None = None,
 ) -> Look:
-    """Looks at `net`, fed with (at most two samples of) `example`.
+    """Looks at `net`, fed with samples made of the first of `example`.
 
     Args:
-        net: the model.
+        net: the model; it is left as it was found.
         watched: its modules.
         adapters: the adapters in force.
         example: what one timestep shows, ``[B, *features]``.
+        n_timesteps: how many timesteps the model is to run, for one that insists on their number.
         stepping: how it is stepped, said by hand.
         time_axis: where a model with its own time loop has time, said by hand.
         readout: the layer whose membrane is decoded, said by hand.
@@ -96,23 +81,20 @@ def look(
     """
     root = next((item.layer for item in watched if item.module is net), None)
     states = state_arguments(net, root)
-    sample = example[:_SAMPLES]
-    if sample.shape[0] < _SAMPLES:
-        sample = sample.expand(_SAMPLES, *sample.shape[1:])
-    candidates = [stepping] if stepping else _likely(net, watched, adapters)
+    subject = _Subject(net, watched, example[:1], states, readout)
     refusals: dict[str, str] = {}
-    for candidate in candidates:
-        last = candidate == candidates[-1]
+    for way, attempt in _attempts(
+        subject, stepping or _likely(net, watched, adapters), time_axis, n_timesteps
+    ):
         try:
-            if candidate == "step":
-                return _look_at_steps(net, watched, sample, Calling("step", 0, states), readout)
-            return _look_at_sequence(net, watched, sample, states, time_axis, readout)
+            with left_as_found(net.modules()):
+                return attempt()
+        except WrapError:
+            raise
         except _Misfit as misfit:
-            refusals[candidate] = str(misfit)
+            refusals[way] = str(misfit)
         except _MISFIT as error:
-            if isinstance(error, WrapError) or (last and len(candidates) == 1):
-                raise
-            refusals[candidate] = f"{type(error).__name__}: {error}"
+            refusals[way] = f"{type(error).__name__}: {error}"
     tried = "\n".join(f"  as {name!r}: {reason}" for name, reason in refusals.items())
     raise WrapError(
         f"how {type(net).__name__} is run could not be told from a batch of shape "
@@ -122,17 +104,78 @@ def look(
     )
 
 
-def _likely(net: nn.Module, watched: Sequence[Watched], adapters: Adapters) -> list[Stepping]:
-    """The ways of calling to try, the most telling first."""
-    if any(item.layer is not None and item.layer.traits.sequence for item in watched):
-        return ["sequence"]
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is looked at: the model, one sample of one timestep, and what was said by hand."""
+
+    net: nn.Module
+    watched: Sequence[Watched]
+    sample: Tensor
+    states: tuple[str, ...]
+    readout: str | None
+
+    def inputs(self, *sizes: int) -> Tensor:
+        """``[*sizes, *features]``: the samples along the last of these axes differ, if they can."""
+        inputs = self.sample.expand(sizes[-1], *self.sample.shape[1:])
+        if inputs.is_floating_point():
+            # Smaller, never larger: a forward may read its input as probabilities.
+            shades = torch.linspace(1, 0.5, sizes[-1]).to(inputs)
+            inputs = inputs * shades.view(-1, *[1] * (inputs.ndim - 1))
+        return inputs.expand(*sizes, *inputs.shape[1:])
+
+    def run(self, calling: Calling, calls: Sequence[Tensor]) -> tuple[Any, dict[str, Seen]]:
+        """The outputs of the last of successive calls, and what was seen in all of them.
+
+        Raises:
+            WrapError: if the model remembers something that a run cannot reset.
+        """
+        memory = Memory(self.net, self.watched)
+        outputs, seen = self._run(calling, calls)
+        written = memory.written(calls[0].shape[: 1 if calling.stepping == "step" else 2])
+        if written and not same_values(seen, self._run(calling, calls)[1]):
+            raise WrapError(
+                f"{type(self.net).__name__} keeps state of its own from one call to the next, in "
+                f"{', '.join(map(repr, written))}, which a run could not reset: it would leak into "
+                "the next. Let forward take and return it: out, state = net(x, state)."
+            )
+        return outputs, seen
+
+    def _run(self, calling: Calling, calls: Sequence[Tensor]) -> tuple[Any, dict[str, Seen]]:
+        outputs, states = None, calling.initial_states
+        with witnessed(self.net, self.watched) as seen:
+            for inputs in calls:
+                outputs, states = calling.split(call(self.net, inputs, states))
+        return outputs, seen
+
+
+def _attempts(
+    subject: _Subject, stepping: Stepping | None, time_axis: int | None, n_timesteps: int
+) -> Iterator[tuple[str, Callable[[], Look]]]:
+    """The ways of calling to try, the most telling first; both where `stepping` is not known."""
+    axes = (0, 1) if time_axis is None else (time_axis,)
+    if stepping != "step":
+        yield "sequence", lambda: _look_at_sequence(subject, {a: sizes_to_try(a) for a in axes})
+    if stepping != "sequence":
+        yield "step", lambda: _look_at_steps(subject)
+    if stepping != "step":
+        # For a loop over a number of timesteps of its own. Of this length alone, a loop over one
+        # static image could not be told from one over axis 1: that must be said by hand.
+        yield (
+            f"sequence of {n_timesteps} timesteps",
+            lambda: _look_at_sequence(subject, {axes[0]: sizes_to_try(axes[0], n_timesteps)}),
+        )
+
+
+def _likely(net: nn.Module, watched: Sequence[Watched], adapters: Adapters) -> Stepping | None:
+    """How the types of its modules say that the model is stepped; None where they do not."""
+    layers = [item.layer for item in watched if item.layer is not None]
+    if any(layer.traits.sequence for layer in layers):
+        return "sequence"
     if any(adapters.loops_children(item.module) for item in watched):
-        return ["sequence"]
+        return "sequence"
     if all(_only_passes_on(item, adapters) for item in watched):
-        return ["step"]
-    if not any(item.layer is not None and item.layer.is_stateful for item in watched):
-        return ["step"]
-    return ["sequence", "step"]
+        return "step"
+    return None if any(layer.is_stateful for layer in layers) else "step"
 
 
 def _only_passes_on(item: Watched, adapters: Adapters) -> bool:
@@ -148,39 +191,35 @@ def _only_passes_on(item: Watched, adapters: Adapters) -> bool:
 # -- step ---------------------------------------------------------------------------------------
 
 
-def _look_at_steps(
-    net: nn.Module,
-    watched: Sequence[Watched],
-    sample: Tensor,
-    calling: Calling,
-    readout: str | None,
-) -> Look:
-    states: tuple[Any, ...] = calling.initial_states
-    with _witnessed(net, watched) as seen:
-        outputs, states = calling.split(call(net, sample, states))
-        _check_one_call_each(net, seen)
-        for item in seen.values():
-            item.calls.clear()
-        outputs, states = calling.split(call(net, sample, states))
-    _check_state_is_kept(seen)
-    shapes = {
-        name: [value for value in (reading.output, reading.membrane) if value is not None]
-        for name, (_, reading, _) in ((n, item.calls[-1]) for n, item in seen.items() if item.calls)
-        if reading is not None
+def _look_at_steps(subject: _Subject) -> Look:
+    net = subject.net
+    calling = Calling("step", 0, subject.states, returns_state=isinstance(net, nn.RNNCellBase))
+    step = subject.inputs(_SAMPLES)
+    _, first = subject.run(calling, [step])
+    _check_one_call_each(net, first)
+    _check_no_sequence(net, first)
+    outputs, seen = subject.run(calling, [step, step])
+    _check_state_is_kept(seen, later=1)
+    yielded = {
+        name: [value for value in item.calls[-1].yielded if value is not None]
+        for name, item in seen.items()
     }
-    chosen = _readout(seen, list(tensors_of(outputs)), shapes, readout)
-    if chosen is None:
-        _check_decodable(net, first_tensor(outputs), (_SAMPLES,), seen)
-    return Look(calling, {}, _reached(seen), chosen)
+    chosen = choose_readout(
+        net, seen, list(tensors_of(outputs)), yielded, (_SAMPLES,), subject.readout
+    )
+    return Look(calling, {}, reached(seen), chosen)
 
 
-def _check_one_call_each(net: nn.Module, seen: Mapping[str, _Seen]) -> None:
-    counts = {name: len(item.calls) for name, item in seen.items() if item.stateful}
-    if not counts:
-        return
+def _check_one_call_each(net: nn.Module, seen: Mapping[str, Seen]) -> None:
+    counts = {name: len(item.calls) for name, item in seen.items() if item.is_stateful}
     several = {name: count for name, count in counts.items() if count > 1}
-    if several and len(set(counts.values())) == 1:
-        n_steps = next(iter(counts.values()))
+    if not several:
+        return
+    n_steps = next(iter(several.values()))
+    others = [item for item in seen.values() if not item.is_stateful and not _holds(item)]
+    if set(counts.values()) == {n_steps} and (
+        len(counts) > 1 or any(len(item.calls) == n_steps for item in others)
+    ):
         raise WrapError(
             f"{type(net).__name__} called each of its neuron layers {n_steps} times in one call on "
             f"one static input: it seems to loop num_steps = {n_steps} over one image by itself, "
@@ -188,19 +227,42 @@ def _check_one_call_each(net: nn.Module, seen: Mapping[str, _Seen]) -> None:
             "(forward does one timestep), or let forward take [T, B, ...] and loop over axis 0. "
             "Its energy can be measured as it is: with EnergyMeter(net): net(images)."
         )
-    if several:
-        names = ", ".join(f"{name!r} ({count} times)" for name, count in several.items())
-        raise WrapError(
-            f"called more than once within one timestep: {names}. A neuron module keeps one state, "
-            "so several streams would mix in it: give each use a module of its own."
-        )
+    names = ", ".join(
+        f"{name!r} ({type(seen[name].watched.module).__name__}, {count} times)"
+        for name, count in several.items()
+    )
+    raise WrapError(
+        f"called more than once within one timestep: {names}. A neuron module keeps one state, so "
+        "several streams would mix in it: give each use a module of its own. If it is a loop over "
+        "timesteps, move it out, or let forward take [T, B, ...] and loop over axis 0."
+    )
 
 
-def _check_state_is_kept(seen: Mapping[str, _Seen]) -> None:
+def _holds(item: Seen) -> bool:
+    return any(True for _ in item.watched.module.children())
+
+
+def _check_no_sequence(net: nn.Module, seen: Mapping[str, Seen]) -> None:
+    """Refuses whole-sequence layers that would take the batch for timesteps."""
+    for name, item in seen.items():
+        layer = item.layer
+        if layer is None or not layer.traits.sequence:
+            continue
+        if any(shape[layer.traits.time_axis :][:1] != (1,) for shape in item.shapes):
+            raise WrapError(
+                f"{type(net).__name__} cannot be stepped: given one timestep, its layer {name!r} "
+                f"({type(item.watched.module).__name__}) runs a whole sequence and would take "
+                f"axis {layer.traits.time_axis} of {list(item.calls[0].shape)} for time. Use "
+                'stepping="sequence", or the layer\'s one-step form.'
+            )
+
+
+def _check_state_is_kept(seen: Mapping[str, Seen], later: int) -> None:
+    """Refuses one-step layers that started from no state in any call but the first `later`."""
     dropped = [
         f"{name!r} ({type(item.watched.module).__name__})"
         for name, item in seen.items()
-        if item.is_step_neuron and any(fresh for _, _, fresh in item.calls)
+        if item.is_step_neuron and any(witnessed.fresh for witnessed in item.calls[later:])
     ]
     if dropped:
         raise WrapError(
@@ -214,266 +276,50 @@ def _check_state_is_kept(seen: Mapping[str, _Seen]) -> None:
 # -- sequence -----------------------------------------------------------------------------------
 
 
-def _look_at_sequence(
-    net: nn.Module,
-    watched: Sequence[Watched],
-    sample: Tensor,
-    states: tuple[str, ...],
-    time_axis: int | None,
-    readout: str | None,
-) -> Look:
-    # One input [3, 2, ...] tells a time-first model (3 timesteps) from a batch-first one (2).
-    inputs = sample.unsqueeze(0).expand(_STEPS, *sample.shape)
-    outputs, seen = _run_once(net, watched, inputs, states)
-    sizes = {0: (_STEPS, _SAMPLES), 1: (_SAMPLES, _STEPS)}
-    axes = [time_axis] if time_axis is not None else [0, 1]
-    fitting = [axis for axis in axes if _fits(seen, *sizes[axis])]
-    if fitting == [1] and time_axis is None:
-        # A static loop of 2 looks the same; with 4 timesteps it would still loop 2 times.
-        longer = inputs.repeat(1, 2, *([1] * (inputs.ndim - 2)))
-        outputs, seen = _run_once(net, watched, longer, states)
-        sizes[1] = (2 * _SAMPLES, _STEPS)
-        fitting = [axis for axis in fitting if _fits(seen, *sizes[axis])]
+def _look_at_sequence(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) -> Look:
+    runs: dict[tuple[int, int], tuple[Any, dict[str, Seen]]] = {}
+    calling = Calling("sequence", 0, subject.states)
+    for size in dict.fromkeys(size.axes for sizes in tried.values() for size in sizes):
+        runs[size] = subject.run(calling, [subject.inputs(*size)])
+    fitting = [
+        axis
+        for axis, sizes in tried.items()
+        if all(fits(runs[size.axes][1], size) for size in sizes)
+    ]
+    name = type(subject.net).__name__
     if not fitting:
+        (n_0, n_1), (_, seen) = next(iter(runs.items()))
         raise _Misfit(
-            f"given [T={_STEPS}, B={_SAMPLES}, ...], its neurons were not called once at each "
-            f"timestep: {_called(seen)}"
+            f"given [{n_0}, {n_1}, ...], its neurons were not called once at each timestep: "
+            f"{_called(seen)}"
         )
     if len(fitting) > 1:
         raise WrapError(
-            f"{type(net).__name__} runs on [T, B, ...] and on [B, T, ...] alike; say which with "
+            f"{name} runs on [T, B, ...] and on [B, T, ...] alike; say which with "
             "wrap(net, time_axis=0) or wrap(net, time_axis=1)."
         )
     axis = fitting[0]
-    n_steps, n_samples = sizes[axis]
-    _check_state_is_kept_in_loop(seen)
-    rhythms = {
-        name: _rhythm(item, n_steps, n_samples) or Rhythm("unclear") for name, item in seen.items()
-    }
-    shapes = {name: _sequences(item, rhythms[name], n_steps) for name, item in seen.items()}
+    sizes = tried[axis]
+    outputs, seen = runs[sizes[0].axes]
+    _check_state_is_kept(seen, later=1)
+    rhythms = find_rhythms([(runs[size.axes][1], size) for size in sizes])
+    n_steps = sizes[0].n_steps
+    yielded = {name: over_time(item, rhythms[name], n_steps) for name, item in seen.items()}
     tensors = [
         tensor.transpose(0, 1) if axis == 1 and tensor.ndim > 1 else tensor
         for tensor in tensors_of(outputs)
     ]
-    chosen = _readout(seen, tensors, shapes, readout)
-    if chosen is None:
-        _check_decodable(net, tensors[0], (n_steps, n_samples), seen)
-    return Look(Calling("sequence", axis, states), rhythms, _reached(seen), chosen)
+    leading = (n_steps, sizes[0].n_samples)
+    chosen = choose_readout(subject.net, seen, tensors, yielded, leading, subject.readout)
+    return Look(Calling("sequence", axis, subject.states), rhythms, reached(seen), chosen)
 
 
-def _run_once(
-    net: nn.Module, watched: Sequence[Watched], inputs: Tensor, states: tuple[str, ...]
-) -> tuple[Any, dict[str, _Seen]]:
-    calling = Calling("sequence", 0, states)
-    with _witnessed(net, watched) as seen:
-        outputs, _ = calling.split(call(net, inputs, calling.initial_states))
-    return outputs, seen
-
-
-def _fits(seen: Mapping[str, _Seen], n_steps: int, n_samples: int) -> bool:
-    """Whether every neuron was called once at each of `n_steps` timesteps."""
-    neurons = [item for item in seen.values() if item.stateful]
-    judged = neurons or [item for item in seen.values() if item.calls]
-    rhythms = [_rhythm(item, n_steps, n_samples) for item in judged]
-    if not neurons:
-        return any(rhythm is not None for rhythm in rhythms)
-    return all(
-        rhythm is not None
-        and rhythm.calls == 1
-        and (rhythm.form == "step")
-        is not (item.watched.layer and item.watched.layer.traits.sequence)
-        for item, rhythm in zip(neurons, rhythms, strict=True)
-    )
-
-
-def _rhythm(item: _Seen, n_steps: int, n_samples: int) -> Rhythm | None:
-    """How a module was called, given the true numbers of timesteps and samples."""
-    n_calls = len(item.calls)
-    leads = {shape[:2] for shape, _, _ in item.calls}
-    layer = item.watched.layer
-    if layer is not None and layer.traits.sequence:
-        axis = layer.traits.time_axis
-        expected = (n_steps, n_samples) if axis == 0 else (n_samples, n_steps)
-        return Rhythm("whole", n_calls, axis) if leads == {expected} else None
-    if n_calls % n_steps == 0 and all(lead[:1] == (n_samples,) for lead in leads):
-        return Rhythm("step", n_calls // n_steps)
-    if leads == {(n_steps, n_samples)}:
-        return Rhythm("whole", n_calls, 0)
-    if leads == {(n_samples, n_steps)}:
-        return Rhythm("whole", n_calls, 1)
-    if all(lead[:1] == (n_steps * n_samples,) for lead in leads):
-        return Rhythm("merged", n_calls)
-    return None
-
-
-def _check_state_is_kept_in_loop(seen: Mapping[str, _Seen]) -> None:
-    later = {
-        name: _Seen(item.watched, item.calls[1:]) for name, item in seen.items() if item.calls[1:]
-    }
-    _check_state_is_kept(later)
-
-
-def _sequences(item: _Seen, rhythm: Rhythm, n_steps: int) -> list[Tensor]:
-    """Outputs and membranes of a layer over all its calls, time first."""
-    readings = [reading for _, reading, _ in item.calls if reading is not None]
-    if not readings or rhythm.form == "unclear":
-        return []
-    columns = [[reading.output for reading in readings]]
-    membranes = [reading.membrane for reading in readings]
-    columns.append([membrane for membrane in membranes if membrane is not None])
-    return [
-        torch.cat([rhythm.time_first(value, n_steps) for value in column])
-        for column in columns
-        if column
-    ]
-
-
-# -- readout ------------------------------------------------------------------------------------
-
-
-def _readout(
-    seen: Mapping[str, _Seen],
-    outputs: Sequence[Tensor],
-    values: Mapping[str, Sequence[Tensor]],
-    by_hand: str | None,
-) -> str | None:
-    """The readout's name: the last layer reached that the output belongs to; None: the output."""
-    candidates = [
-        name
-        for name in _reached(seen)
-        if (layer := seen[name].watched.layer) is not None and layer.spikes_or_integrates
-    ]
-    if by_hand is not None:
-        return _readout_by_hand(seen, by_hand, candidates)
-    matching = [
-        name
-        for name in candidates
-        if any(_same(output, value) for output in outputs for value in values.get(name, ()))
-    ]
-    if candidates and matching and matching[-1] == candidates[-1]:
-        return candidates[-1]
-    if matching:
-        raise WrapError(
-            f"the model returns what its layer {matching[-1]!r} yielded, but {candidates[-1]!r} "
-            f"was reached after it. Say which is decoded: wrap(net, readout=...), one of "
-            f"{', '.join(map(repr, candidates))}."
-        )
-    return None
-
-
-def _readout_by_hand(seen: Mapping[str, _Seen], name: str, candidates: Sequence[str]) -> str:
-    if name not in seen or seen[name].watched.layer is None:
-        known = ", ".join(n for n, item in seen.items() if item.watched.layer is not None)
-        raise WrapError(f"readout={name!r} names no neuron layer of this model; known: {known}.")
-    if not seen[name].calls:
-        raise WrapError(
-            f"readout={name!r} was not reached by a forward of the model; reached: "
-            f"{', '.join(candidates) or 'none'}."
-        )
-    return name
-
-
-def _same(output: Tensor, value: Tensor) -> bool:
-    if output is value:
-        return True
-    return output.shape == value.shape and torch.equal(output, value)
-
-
-def _check_decodable(
-    net: nn.Module, output: Tensor, leading: tuple[int, ...], seen: Mapping[str, _Seen]
-) -> None:
-    if output.ndim == len(leading) + 1 and output.shape[: len(leading)] == leading:
-        return
-    layers = [
-        name
-        for name, item in seen.items()
-        if item.calls and item.watched.layer is not None and item.stateful
-    ]
-    axes = "[T, B, classes]" if len(leading) == 2 else "[B, classes]"
-    raise WrapError(
-        f"{type(net).__name__} returned {list(output.shape)} where {axes} = "
-        f"{[*leading, 'classes']} could be decoded at every timestep. Return the readout's spikes "
-        "or membrane per timestep, or name the layer to decode: wrap(net, readout=...), one of "
-        f"{', '.join(map(repr, layers)) or 'no neuron layer was reached'}."
-    )
-
-
-def _reached(seen: Mapping[str, _Seen]) -> tuple[str, ...]:
-    """Neuron layers in the order in which they were first called; `seen` is in that order."""
-    return tuple(
-        name for name, item in seen.items() if item.calls and item.watched.layer is not None
-    )
-
-
-def _called(seen: Mapping[str, _Seen]) -> str:
+def _called(seen: Mapping[str, Seen]) -> str:
     return (
         ", ".join(
-            f"{name!r} {len(item.calls)} times with {list(item.calls[0][0])}"
+            f"{name!r} {len(item.calls)} times with {list(item.calls[0].shape)}"
             for name, item in seen.items()
-            if item.stateful and item.calls
+            if item.is_stateful
         )
         or "no neuron layer was called"
     )
-
-
-# -- leaving no trace ---------------------------------------------------------------------------
-
-
-@contextmanager
-def _witnessed(net: nn.Module, watched: Sequence[Watched]) -> Iterator[dict[str, _Seen]]:
-    """Notes every call of the watched modules; leaves no trace on the model."""
-    seen: dict[str, _Seen] = {}
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_untouched(net, [item.layer for item in watched if item.layer]))
-        for item in watched:
-            handle = item.module.register_forward_hook(_witness(item, seen), with_kwargs=True)
-            stack.callback(handle.remove)
-            # After the witness: recording shows every state to hooks that were there before it.
-            if item.layer is not None:
-                stack.enter_context(item.layer.adapter.recording(item.module))
-        yield seen
-
-
-def _witness(item: Watched, seen: dict[str, _Seen]) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        made = Call(args, kwargs, output)
-        layer = item.layer
-        reading = None if layer is None else layer.adapter.read(module, made)
-        fresh = layer is not None and layer.adapter.is_fresh(module, made)
-        inputs = next(tensors_of((args, kwargs)), None)
-        shape = () if inputs is None else tuple(inputs.shape)
-        seen.setdefault(item.name, _Seen(item, [])).calls.append((shape, reading, fresh))
-
-    return hook
-
-
-@contextmanager
-def _untouched(net: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
-    """Puts back buffers, neuron state, hooks and the random state that a forward may change."""
-    cpu_and_gpus = sorted(
-        {tensor.device.index for tensor in net.parameters() if tensor.device.type == "cuda"}
-    )
-    held = [(layer, layer.adapter.state(layer.module)) for layer in layers]
-    in_neurons = {id(value) for _, state in held for value in state.values()}
-    buffers = [
-        (buffer, buffer.detach().clone())
-        for buffer in net.buffers()
-        if id(buffer) not in in_neurons
-    ]
-    hooks = [(module, dict(module._forward_hooks)) for module in net.modules()]
-    with torch.random.fork_rng(devices=cpu_and_gpus):
-        for module, _ in hooks:
-            module._forward_hooks.clear()
-        for layer in layers:
-            layer.adapter.reset(layer.module)
-        try:
-            yield
-        finally:
-            for module, found in hooks:
-                module._forward_hooks.clear()
-                module._forward_hooks.update(found)
-            for layer, state in held:
-                layer.adapter.restore(layer.module, state)
-            for buffer, value in buffers:
-                buffer.copy_(value)

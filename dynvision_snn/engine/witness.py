@@ -1,0 +1,307 @@
+"""Watching a model run without leaving a trace on it.
+
+A look runs the user's model on a tiny batch. Whatever a forward may write, in buffers, in the
+neurons' state, in attributes of the user's modules, in torch's random generators, is put back
+afterwards, and no hook that was there before sees the look.
+
+What a spiking or integrating layer yields is replaced by random values on its way out. They mark
+it: a model's output that equals them is that layer's, however silent the layer was, and nothing
+downstream is zero by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.adapters import Call, Layer, Reading
+from dynvision_snn.adapters.base import map_tensors, tensors_of
+from dynvision_snn.observation import LayerHook, Watched
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Witnessed:
+    """One call of a module.
+
+    Attributes:
+        inputs: the first tensor that it was given; None where there was none.
+        reading: what a neuron layer yielded.
+        marked: what it was made to yield instead.
+        fresh: whether the layer started from no state.
+    """
+
+    inputs: Tensor | None
+    reading: Reading | None = None
+    marked: Reading | None = None
+    fresh: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the inputs; empty where there were none."""
+        return () if self.inputs is None else tuple(self.inputs.shape)
+
+    @property
+    def yielded(self) -> tuple[Tensor | None, ...]:
+        """What a model that passes on this layer's values may return.
+
+        Its membrane also unmarked: a model may take it from the layer itself.
+        """
+        if self.reading is None or self.marked is None:
+            return ()
+        return self.marked.output, self.marked.membrane, self.reading.membrane
+
+    @property
+    def values(self) -> list[Tensor]:
+        """All that was given and yielded."""
+        reading = self.reading
+        yielded = () if reading is None else (reading.output, reading.membrane)
+        return [value for value in (self.inputs, *yielded) if value is not None]
+
+
+@dataclass(slots=True)
+class Seen:
+    """The calls of one module during a look."""
+
+    watched: Watched
+    calls: list[Witnessed] = field(default_factory=list)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of every input."""
+        return [called.shape for called in self.calls]
+
+    @property
+    def layer(self) -> Layer | None:
+        """What the adapters know of the module."""
+        return self.watched.layer
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether it is a neuron layer that carries a state between timesteps."""
+        return self.layer is not None and self.layer.is_stateful
+
+    @property
+    def is_step_neuron(self) -> bool:
+        """Whether it carries a state from one call to the next."""
+        return self.layer is not None and self.layer.is_stateful and not self.layer.traits.sequence
+
+
+@contextmanager
+def witnessed(net: nn.Module, watched: Sequence[Watched]) -> Iterator[dict[str, Seen]]:
+    """Notes every call of the watched modules, by name, in the order of their first calls.
+
+    From reset neurons, without a graph, with the same random numbers every time, and unheard by
+    the hooks that were there before. Enter `left_as_found` around it.
+    """
+    seen: dict[str, Seen] = {}
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=_gpus(net)))
+        stack.enter_context(_unheard(net))
+        for item in watched:
+            handle = item.module.register_forward_hook(_witness(item, seen), with_kwargs=True)
+            stack.callback(handle.remove)
+            # After the witness: recording shows every state to hooks that were there before it.
+            if item.layer is not None:
+                item.layer.adapter.reset(item.module)
+                stack.enter_context(item.layer.adapter.recording(item.module))
+        yield seen
+
+
+def _witness(item: Watched, seen: dict[str, Seen]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        called = Call(args, kwargs, output)
+        inputs = next(tensors_of((args, kwargs)), None)
+        calls = seen.setdefault(item.name, Seen(item)).calls
+        layer = item.layer
+        if layer is None:
+            calls.append(Witnessed(inputs))
+            return None
+        reading = layer.adapter.read(module, called)
+        fresh = layer.adapter.is_fresh(module, called)
+        if not layer.spikes_or_integrates:
+            calls.append(Witnessed(inputs, reading, fresh=fresh))
+            return None
+        marks = {
+            id(value): torch.rand_like(value)
+            for value in (reading.output, reading.membrane)
+            if value is not None and value.is_floating_point()
+        }
+
+        def marked(value: Any) -> Any:
+            return marks.get(id(value), value)
+
+        marking = replace(reading, output=marked(reading.output), membrane=marked(reading.membrane))
+        calls.append(Witnessed(inputs, reading, marking, fresh))
+        return map_tensors(marked, output)
+
+    return hook
+
+
+def _gpus(net: nn.Module) -> list[int]:
+    tensors = [*net.parameters(), *net.buffers()]
+    return sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
+
+
+@contextmanager
+def _unheard(net: nn.Module) -> Iterator[None]:
+    """Takes away forward hooks, and our own pre-hooks.
+
+    Others' pre-hooks stay: pruning and reparametrisation make their weights in them.
+    """
+    found = [
+        (hooks, dict(hooks))
+        for module in net.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+    ]
+    try:
+        for module in net.modules():
+            module._forward_hooks.clear()
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if isinstance(hook, LayerHook):
+                    del module._forward_pre_hooks[key]
+        yield
+    finally:
+        for hooks, before in found:
+            hooks.clear()
+            hooks.update(before)
+
+
+@contextmanager
+def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts back all that a forward may write on these modules (not on those inside them).
+
+    That is every attribute, what its lists, dicts and sets hold, and buffers written in place.
+    """
+    everything = list(modules)
+    attributes = [(vars(module), dict(vars(module))) for module in everything]
+    contents = [
+        (value, value.copy())
+        for _, held in attributes
+        for value in held.values()
+        if isinstance(value, dict | list | set)
+    ]
+    # An inference tensor is never written in place outside of inference mode.
+    buffers = [
+        (buffer, buffer._version, buffer.detach().clone())
+        for module in everything
+        for buffer in module._buffers.values()
+        if buffer is not None and not buffer.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for now, before in [*attributes, *contents]:
+            _refill(now, before)
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                # What was not written stays so: a graph of the user's may have saved it.
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+
+def _refill(container: Any, before: Any) -> None:
+    """Makes a container hold what it held before; a dict is at no moment without it."""
+    if isinstance(container, list):
+        container[:] = before
+    elif isinstance(container, dict):
+        container.update(before)
+        for key in container.keys() - before.keys():
+            del container[key]
+    else:
+        container.clear()
+        container.update(before)
+
+
+# -- state that no adapter knows of ---------------------------------------------------------------
+
+
+class Memory:
+    """What the modules of a model remember by themselves, outside of its neuron layers.
+
+    Args:
+        net: the model.
+        watched: its modules.
+    """
+
+    def __init__(self, net: nn.Module, watched: Sequence[Watched]) -> None:
+        layers = {id(item.module) for item in watched if item.layer is not None}
+        self._modules = {
+            name: module for name, module in net.named_modules() if id(module) not in layers
+        }
+        self._before = self._remembered()
+
+    def written(self, sizes: Iterable[int]) -> list[str]:
+        """The attributes and buffers written since, if they may hold a state of a batch.
+
+        `sizes` are those that its number of samples may have.
+
+        Statistics and weights are written by a forward, too, but have no sample axis.
+        """
+        wanted = set(sizes)
+        return [
+            name
+            for name, leaves in self._remembered().items()
+            if _changed(self._before.get(name, []), leaves)
+            and any(not isinstance(leaf, Tensor) or wanted & {*leaf.shape} for leaf, _ in leaves)
+        ]
+
+    def _remembered(self) -> dict[str, list[tuple[Any, int]]]:
+        return {
+            f"{path}.{name}" if path else name: list(_leaves(value))
+            for path, module in self._modules.items()
+            for name, value in {**vars(module), **module._buffers}.items()
+            if name not in _REGISTRIES
+        }
+
+
+_REGISTRIES = frozenset(vars(nn.Module()))
+
+
+def _leaves(value: Any) -> Iterator[tuple[Any, int]]:
+    """The tensors, numbers and Nones in nested containers, each with a tensor's version."""
+    if isinstance(value, Tensor):
+        yield value, 0 if value.is_inference() else value._version
+    elif value is None or isinstance(value, Number):
+        yield value, 0
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+
+
+def _changed(before: Sequence[tuple[Any, int]], now: Sequence[tuple[Any, int]]) -> bool:
+    if len(before) != len(now):
+        return True
+    return any(
+        one_version != other_version
+        or (
+            one is not other
+            if isinstance(one, Tensor) or isinstance(other, Tensor)
+            else one != other
+        )
+        for (one, one_version), (other, other_version) in zip(before, now, strict=True)
+    )
+
+
+def same_values(ones: Mapping[str, Seen], others: Mapping[str, Seen]) -> bool:
+    """Whether two runs gave the same values to every module and its membrane."""
+    return ones.keys() == others.keys() and all(
+        _same_calls(ones[name].calls, others[name].calls) for name in ones
+    )
+
+
+def _same_calls(ones: Sequence[Witnessed], others: Sequence[Witnessed]) -> bool:
+    values = [[value for call in calls for value in call.values] for calls in (ones, others)]
+    return len(values[0]) == len(values[1]) and all(
+        torch.equal(one.nan_to_num(), other.nan_to_num())
+        for one, other in zip(*values, strict=True)
+    )
