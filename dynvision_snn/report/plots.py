@@ -78,8 +78,8 @@ def accuracy_over_time(
 ) -> Figure:
     """Accuracy at every timestep, over the time of the presentation.
 
-    A timestep's accuracy is drawn at its middle, so that it lies inside the stretch of time that
-    it belongs to.
+    Curves are steps, each as long as its timestep: a line between timesteps would seem to rise
+    before the onset that it answers to.
 
     Args:
         curves: Accuracy from 0 to 1 at each timestep, by model; NaN leaves a gap.
@@ -95,25 +95,27 @@ def accuracy_over_time(
         The figure.
 
     Raises:
-        ComparisonError: If there is no curve, or they have different lengths.
+        ComparisonError: If there is no curve, or they are empty or of different lengths.
         MissingExtraError: If matplotlib is not installed.
     """
     lengths = {name: len(curve) for name, curve in curves.items()}
-    if len(set(lengths.values())) != 1:
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ComparisonError(
-            f"Curves of {lengths} timesteps; expected at least one, all of the same length."
+            f"Curves of {lengths} timesteps; expected at least one, all of the same length above 0."
         )
     styles = styles or model_styles(curves)
     n_timesteps = next(iter(lengths.values()))
     figure, axes = _new_figure(height=3.5 + 0.1 * len(curves))
     shades = _shade(axes, list(intervals), list(stimuli), n_timesteps * dt)
-    middles = [(t + 0.5) * dt for t in range(n_timesteps)]
+    edges = [t * dt for t in range(n_timesteps + 1)]
     lines = []
     for name, curve in curves.items():
         style = styles[name]
+        percent = [100 * float(share) for share in curve]
         lines += axes.plot(
-            middles,
-            [100 * float(share) for share in curve],
+            edges,
+            [*percent, percent[-1]],
+            drawstyle="steps-post",
             color=style.colour,
             linestyle=style.dashes,
             linewidth=1.8,

@@ -34,7 +34,7 @@ def test_28_models_differ_in_colour_or_line_and_keep_theirs():
     assert model_styles(["0", "1"]) == {name: styles[name] for name in "01"}
 
 
-def test_a_curve_is_drawn_in_percent_at_the_middle_of_its_timesteps():
+def test_a_curve_is_drawn_in_percent_as_a_step_over_each_timestep():
     p = Presentation("00111", dt=2.0, reaction_time=2.0, idle_time=4.0)
     figure = accuracy_over_time(
         {"A": [0.1, 0.1, math.nan, 0.5, 1.0], "B": [0.0] * 5},
@@ -46,8 +46,9 @@ def test_a_curve_is_drawn_in_percent_at_the_middle_of_its_timesteps():
     )
     axes = figure.axes[0]
     first = axes.lines[0]
-    assert list(first.get_xdata()) == [1.0, 3.0, 5.0, 7.0, 9.0]
-    assert list(first.get_ydata())[3:] == [50.0, 100.0]
+    assert first.get_drawstyle() == "steps-post"
+    assert list(first.get_xdata()) == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert list(first.get_ydata())[3:] == [50.0, 100.0, 100.0]
     assert axes.get_xlim() == (0.0, 10.0)
     spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
     assert spans == [(4.0, 10.0), (4.0, 6.0)]
@@ -65,6 +66,8 @@ def test_curves_that_do_not_fit_each_other_are_refused():
         accuracy_over_time({"A": [0.1], "B": [0.1, 0.2]}, dt=1.0)
     with pytest.raises(ComparisonError, match="at least one"):
         accuracy_over_time({}, dt=1.0)
+    with pytest.raises(ComparisonError, match="above 0"):
+        accuracy_over_time({"A": []}, dt=1.0)
 
 
 def test_bars_stack_to_the_numbers_beside_them():
