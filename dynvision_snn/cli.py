@@ -61,7 +61,7 @@ def compare(
     epochs: Annotated[int, typer.Option(help="Passes over the 1433 training digits.")] = (
         _DEFAULTS.epochs
     ),
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = _DEFAULTS.learning_rate,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam at first; falls to 0 along a cosine.")] = _DEFAULTS.learning_rate,
     seed: Annotated[
         int, typer.Option(help="Of initial weights and the order of images.")
     ] = _DEFAULTS.seed,

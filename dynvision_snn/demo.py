@@ -45,7 +45,7 @@ class DemoSettings:
         energy_weight: weight of the energy loss beside the cross-entropy's 1.
         epochs: how often the training images are gone through.
         batch_size: images per training step.
-        learning_rate: of Adam.
+        learning_rate: of Adam, falling to 0 along a cosine.
         seed: of weights and of the order of images.
     """
 
@@ -199,13 +199,15 @@ def run_demo(
             ],
             model=model,
         ) as criterion:
+            optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
             fit(
                 model,
                 loader,
                 presentation,
                 criterion,
-                torch.optim.Adam(model.parameters(), lr=settings.learning_rate),
+                optimizer,
                 epochs=settings.epochs,
+                scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs),
                 on_epoch=None if on_epoch is None else partial(on_epoch, name),
             )
         models[name] = model

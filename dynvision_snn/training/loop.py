@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from dynvision_snn.errors import LossError
 from dynvision_snn.losses import Criterion
@@ -38,6 +39,7 @@ def fit(
     optimizer: Optimizer,
     *,
     epochs: int,
+    scheduler: LRScheduler | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
     """Trains a wrapped model.
@@ -49,6 +51,7 @@ def fit(
         criterion: from `build_criterion`, its hooks on `model`.
         optimizer: over the model's parameters.
         epochs: how often the loader is run through.
+        scheduler: of the learning rate, stepped after each epoch.
         on_epoch: called after each epoch.
 
     Returns:
@@ -79,6 +82,8 @@ def fit(
                 f"the loss is {total} in epoch {number} ({epoch.components}): training has "
                 "diverged. Lower the learning rate, or clip the gradient."
             )
+        if scheduler is not None:
+            scheduler.step()
         history.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch)
