@@ -265,6 +265,8 @@ class EnergyLoss(BaseLoss, Listener):
         with_grad = torch.is_grad_enabled()
         if self._with_grad is None:
             self._with_grad, self._batch_size = with_grad, batch_size
+            # What backward recomputes from now on is of this accumulation, not of the last.
+            self._taken_with_grad = None
             return
         changed = []
         if with_grad is not self._with_grad:
@@ -275,8 +277,8 @@ class EnergyLoss(BaseLoss, Listener):
             self.reset()
             raise LossError(
                 f"EnergyLoss observed timesteps {' and '.join(changed)} (at {name!r}) without "
-                "being taken in between, so they would be mixed into one mean. Take the loss after every "
-                "batch, or call reset() to drop what was observed. (Reentrant activation "
+                "being taken in between, so they would be mixed into one mean. Take the loss after "
+                "every batch, or call reset() to drop what was observed. (Reentrant activation "
                 "checkpointing runs layers without a gradient, too: use use_reentrant=False.)"
             )
 
@@ -302,12 +304,24 @@ def _monitored(modules: Sequence[Watched], monitor: Monitor | None) -> list[Watc
             if w.layer is not None and w.layer.traits.role in (Role.SPIKING, Role.RECURRENT)
         ]
         return emitting or [w for w in modules if isinstance(w.module, _FALLBACK)]
+    if isinstance(monitor, nn.Module):
+        raise _no_way_to_monitor(monitor)
     if callable(monitor) and not isinstance(monitor, type):
         return [w for w in modules if monitor(w.name, w.module)]
     wanted = [monitor] if isinstance(monitor, str | type) else list(monitor)
+    for item in wanted:
+        if not isinstance(item, str | type):
+            raise _no_way_to_monitor(item)
     types = tuple(item for item in wanted if isinstance(item, type))
     names = {item for item in wanted if isinstance(item, str)}
     known = {w.name for w in modules}
     for name in sorted(names - known):
         raise LossError(f"monitor names no module {name!r}. {known_names(name, known)}")
     return [w for w in modules if w.name in names or isinstance(w.module, types)]
+
+
+def _no_way_to_monitor(item: object) -> LossError:
+    return LossError(
+        f"monitor holds a {type(item).__name__}. Expected layer names, module types, or a "
+        "predicate of name and module: monitor=['fc1'], monitor=nn.Linear, monitor=lambda name, module: ..."
+    )
