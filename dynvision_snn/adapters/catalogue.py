@@ -1,13 +1,13 @@
 """The neuron classes that the built-in adapters know, as the documentation lists them.
 
-`layers_page` is ``docs/layers.md``; write it anew, where snnTorch and Norse are installed, with::
+`layers_page` is ``docs/layers.md``; write it anew, where every library is installed, with::
 
     python -m dynvision_snn.adapters.catalogue > docs/layers.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import groupby
 from typing import TypeVar
@@ -44,16 +44,20 @@ class CatalogueRow:
     note: str = ""
 
 
-def class_of(module: nn.Module, known: Collection[type[nn.Module]]) -> type[nn.Module] | None:
-    """The nearest class of `module` that is among `known`: subclasses are served as their base."""
-    return next((cls for cls in type(module).__mro__ if cls in known), None)
+def library_class(module: nn.Module, library: str) -> type | None:
+    """The nearest class of `module` that the library itself defines.
+
+    A user's subclass is served as the class that it extends; a class of the library is served only
+    where it is known itself, for what it changes cannot be.
+    """
+    return next(
+        (cls for cls in type(module).__mro__ if cls.__module__.partition(".")[0] == library), None
+    )
 
 
 def row_of(module: nn.Module, table: Mapping[type[nn.Module], Row]) -> Row:
     """The row of a module that is known to have one."""
-    cls = class_of(module, table)
-    assert cls is not None, "only asked of modules that have traits"
-    return table[cls]
+    return next(table[cls] for cls in type(module).__mro__ if cls in table)
 
 
 def refusal(library: str, module: nn.Module, reason: str) -> AdapterError:
@@ -122,14 +126,16 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def main() -> None:
-    """Prints the page for the libraries that are installed here."""
+    """Prints the page; every library must be installed."""
     from dynvision_snn.adapters.norse import NorseAdapter
     from dynvision_snn.adapters.pytorch import TorchAdapter
     from dynvision_snn.adapters.snntorch import SnnTorchAdapter
+    from dynvision_snn.adapters.spikingjelly import SpikingJellyAdapter
 
     libraries = [
         ("snnTorch", SnnTorchAdapter().rows()),
         ("Norse", NorseAdapter().rows()),
+        ("SpikingJelly", SpikingJellyAdapter().rows()),
         ("PyTorch", TorchAdapter().rows()),
     ]
     print(layers_page(libraries), end="")

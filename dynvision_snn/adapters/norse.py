@@ -24,7 +24,7 @@ from dynvision_snn.adapters.base import (
     TimeConstant,
     map_tensors,
 )
-from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, refusal, row_of, unknown
+from dynvision_snn.adapters.catalogue import CatalogueRow, library_class, refusal, row_of, unknown
 from dynvision_snn.adapters.norse_table import (
     BASES,
     REFUSED,
@@ -55,12 +55,13 @@ class NorseAdapter(Adapter):
             AdapterError: for a neuron class without a row in the table, and for one that Norse
                 computes wrongly.
         """
-        cls = class_of(module, TABLE)
+        cls = library_class(module, "norse")
         if cls is None:
-            refused = class_of(module, REFUSED)
-            if refused is not None:
-                raise refusal("Norse", module, REFUSED[refused])
-            if isinstance(module, BASES):
+            return None
+        if cls in REFUSED:
+            raise refusal("Norse", module, REFUSED[cls])
+        if cls not in TABLE:
+            if issubclass(cls, BASES):
                 raise unknown("Norse", module, TABLE)
             return None
         neuron, holder = TABLE[cls], _any(module)

@@ -19,7 +19,7 @@ from norse.torch.module import snn
 from torch import Tensor, nn
 
 from dynvision_snn.adapters.base import Call, InnerSynapses, Role
-from dynvision_snn.timing import format_ms, seconds_to_ms
+from dynvision_snn.timing import format_ms
 
 Received = tuple[Tensor | None, ...]
 
@@ -157,10 +157,9 @@ def _caveats_of_izhikevich(module: Any) -> Iterator[str]:
 
 def _caveats_of_refractory(module: Any) -> Iterator[str]:
     steps = float(torch.as_tensor(module.p.rho_reset).max())
-    dt = seconds_to_ms(float(module.dt))
     yield (
         f"{type(module).__name__} counts its refractory period in timesteps: rho_reset={steps:g} "
-        f"is {format_ms(steps * dt)} at its dt of {format_ms(dt)}, and changes with dt"
+        "lasts as many, however long a timestep is"
     )
 
 

@@ -24,7 +24,7 @@ from dynvision_snn.adapters.base import (
     Reading,
     Role,
 )
-from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, unknown
+from dynvision_snn.adapters.catalogue import CatalogueRow, unknown
 from dynvision_snn.errors import AdapterError
 
 CELLS: tuple[type[nn.RNNCellBase], ...] = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
@@ -82,7 +82,7 @@ class TorchAdapter(Adapter):
             )
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise unknown("torch", module, (*CELLS, *SEQUENCES))
-        if class_of(module, ACTIVATIONS) is not None:
+        if isinstance(module, ACTIVATIONS):
             return LayerTraits(Role.ACTIVATION)
         return None
 

@@ -22,7 +22,7 @@ from dynvision_snn.adapters.base import (
     Role,
     TimeConstant,
 )
-from dynvision_snn.adapters.catalogue import CatalogueRow, class_of, refusal, row_of, unknown
+from dynvision_snn.adapters.catalogue import CatalogueRow, library_class, refusal, row_of, unknown
 from dynvision_snn.adapters.snntorch_table import BASES, REFUSED, TABLE, Neuron
 from dynvision_snn.timing import time_constant_euler, time_constant_exact
 
@@ -49,12 +49,13 @@ class SnnTorchAdapter(Adapter):
             AdapterError: for a neuron class without a row in the table, and for a neuron that
                 snnTorch computes wrongly as it is configured.
         """
-        cls = class_of(module, TABLE)
+        cls = library_class(module, "snntorch")
         if cls is None:
-            refused = class_of(module, REFUSED)
-            if refused is not None:
-                raise refusal("snnTorch", module, REFUSED[refused])
-            if isinstance(module, BASES):
+            return None
+        if cls in REFUSED:
+            raise refusal("snnTorch", module, REFUSED[cls])
+        if cls not in TABLE:
+            if issubclass(cls, BASES):
                 raise unknown("snnTorch", module, TABLE)
             return None
         neuron = TABLE[cls]

@@ -90,7 +90,9 @@ def _held(module: Any, call: Call, position: int, name: str, shape: torch.Size) 
 
 def _recurrent(module: Any) -> tuple[InnerSynapses, ...]:
     if hasattr(module.recurrent, "V"):
-        return (InnerSynapses("recurrent", module.recurrent.V, "diagonal"),)
+        # Fixed one-to-one weights are a plain attribute, which stays behind when the module moves.
+        weights = module.recurrent.V.to(module.mem.device)
+        return (InnerSynapses("recurrent", weights, "diagonal"),)
     return (InnerSynapses("recurrent", module.recurrent, "module"),)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Role
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
 every_case = pytest.mark.parametrize("case", CASES, ids=case_name)
 
 

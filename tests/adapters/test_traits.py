@@ -308,8 +308,8 @@ CAVEATS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"IzhikevichCell has tau_inv=250 per second: a millisecond .* lasts 4 ms",
     ),
     "LIFRefrac": (
-        lambda: norse.LIFRefracCell(dt=0.0005),
-        r"rho_reset=5 is 2.5 ms at its dt of 0.5 ms",
+        norse.LIFRefracCell,
+        r"LIFRefracCell counts its refractory period in timesteps: rho_reset=5 lasts as many",
     ),
     "LIFMCRefrac": (
         lambda: norse.LIFMCRefracRecurrentCell(2, 3),
