@@ -147,8 +147,8 @@ class NorseAdapter(Adapter):
             holder.record_states = False
 
     def is_fresh(self, module: nn.Module, call: Call) -> bool:
-        """Whether no state was passed."""
-        return call.argument(1, "state") is None
+        """Whether a stepped layer was passed no state."""
+        return not row_of(module, TABLE).sequence and call.argument(1, "state") is None
 
     def is_container(self, module: nn.Module) -> bool:
         """Whether `module` is one of Norse's containers."""

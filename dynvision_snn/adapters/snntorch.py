@@ -90,9 +90,10 @@ class SnnTorchAdapter(Adapter):
         return {name: getattr(module, name) for name in row_of(module, TABLE).state}
 
     def restore(self, module: nn.Module, state: Mapping[str, Any]) -> None:
-        """Puts back what `state` returned."""
+        """Puts back what `state` returned, and drops what a forward leaves behind beside it."""
         for name, value in state.items():
             setattr(module, name, value)
+        _drop_leftovers(module)
 
     def reset(self, module: nn.Module) -> None:
         """Makes the module as new: the next call starts from zeros like its input.
@@ -105,9 +106,7 @@ class SnnTorchAdapter(Adapter):
             held = getattr(module, name)
             blank = None if neuron.unset == "none" else torch.zeros(0, device=held.device)
             setattr(module, name, blank)
-        for name in neuron.leftovers:
-            if hasattr(module, name):
-                delattr(module, name)
+        _drop_leftovers(module)
 
     def synapses(self, module: nn.Module) -> Sequence[InnerSynapses]:
         """Recurrent and input weights inside the module."""
@@ -147,6 +146,13 @@ class SnnTorchAdapter(Adapter):
             )
         for cls, reason in REFUSED.items():
             yield CatalogueRow(cls.__qualname__, note=f"Refused: {reason}.")
+
+
+def _drop_leftovers(module: nn.Module) -> None:
+    """Deletes what only holds a graph, so that a module that has trained can be copied."""
+    for name in row_of(module, TABLE).leftovers:
+        if hasattr(module, name):
+            delattr(module, name)
 
 
 def _named_constants(neuron: Neuron) -> str:

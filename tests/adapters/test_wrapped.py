@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from adapter_cases import (
@@ -76,3 +78,16 @@ def test_a_budget_counts_what_every_synapse_received(case: Case) -> None:
                 expected += ((flat != 0) * weights).sum().item()
         assert counted[synapse.name] == pytest.approx(expected / B)
     assert sum(counted.values()) > 0
+
+
+@pytest.mark.parametrize("case", [c for c in LAYERS if decodable(c)], ids=case_name)
+def test_a_layer_that_has_trained_is_left_as_it_was_found(case: Case) -> None:
+    module = case.module()
+    if case.name == "DeltaLeaky":
+        module.init_hidden = True
+    before = {name: id(value) for name, value in vars(module).items()}
+    model = dvs.wrap(module, dt=1.0)
+    model(case.inputs().requires_grad_()).membrane.sum().backward()
+    after = {name: id(value) for name, value in vars(module).items() if name != "reset"}
+    assert after == before  # `reset` is snnTorch's own note of who was above threshold
+    copy.deepcopy(model)
