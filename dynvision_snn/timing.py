@@ -11,6 +11,8 @@ relate it to the time constant tau:
   (snnTorch Leaky);
 - explicit Euler, ``decay = 1 - dt / tau``: its first-order step (Norse; snnTorch Lapicque), which
   oscillates once dt exceeds tau and no longer decays from ``dt = 2 tau`` on.
+
+One file, although it is long: whoever asks how a time is rounded or converted finds it here.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import math
 from fractions import Fraction
 from itertools import accumulate
 from numbers import Real
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
@@ -38,17 +40,24 @@ __all__ = [
     "decay_euler",
     "decay_exact",
     "format_ms",
+    "gain_ratio",
+    "integration_problem",
     "ms_to_seconds",
     "nearest_steps",
+    "retimed_decay",
     "seconds_to_ms",
     "time_constant_euler",
     "time_constant_exact",
+    "whole_steps",
 ]
 
 _STEP_TOLERANCE = 1e-6
 _RELATIVE_TOLERANCE = 1e-9
 # Wider than the rounding of float32, the type in which libraries may keep their dt.
 _DT_TOLERANCE = 1e-6
+
+# Coarser than this part of a time constant, a timestep is warned about.
+_COARSE = 1 / 4
 
 FloatOrTensor = TypeVar("FloatOrTensor", float, torch.Tensor)
 
@@ -139,6 +148,27 @@ def nearest_steps(time: float, dt: float, name: str = "time") -> int:
     """
     ratio = _ratio(check_time(time, name), check_dt(dt), name)
     return math.floor(ratio + 0.5 + _tolerance(ratio))
+
+
+def whole_steps(time: float, dt: float) -> int | None:
+    """The number of timesteps that a time is, where it is a whole number of them.
+
+    Args:
+        time: Duration in ms, at least 0.
+        dt: Length of one timestep in ms.
+
+    Returns:
+        The number, or None where the time ends between two timesteps.
+
+    Raises:
+        TimingError: If either is not a legal time.
+
+    >>> whole_steps(1.1, 0.1), whole_steps(1.0, 2.0)
+    (11, None)
+    """
+    ratio = _ratio(check_time(time, "time"), check_dt(dt), "time")
+    nearest = round(ratio)
+    return nearest if abs(ratio - nearest) <= _tolerance(ratio) else None
 
 
 def containing_steps(times: torch.Tensor, dt: float) -> torch.Tensor:
@@ -361,6 +391,120 @@ def time_constant_euler(decay: FloatOrTensor, dt: float) -> FloatOrTensor:
         "decay",
         "a finite factor of at most 1 per timestep",
     )
+
+
+def retimed_decay(decay: torch.Tensor, dt: float, new_dt: float) -> torch.Tensor:
+    """The decay of an exact exponential over another timestep: ``decay ** (new_dt / dt)``.
+
+    Args:
+        decay: Decay per timestep of `dt`, in [0, 1].
+        dt: Length in ms of the timestep that it belongs to.
+        new_dt: Length in ms of the other timestep.
+
+    Returns:
+        Of the dtype and shape of `decay`.
+
+    Raises:
+        TimingError: If a decay is outside [0, 1] or NaN, or a timestep is not a legal dt.
+
+    >>> retimed_decay(torch.tensor(0.81), dt=2.0, new_dt=1.0)
+    tensor(0.9000)
+    """
+    ratio = check_dt(new_dt, "new_dt") / check_dt(dt)
+    power = _convert(
+        decay.double(),
+        lambda d: d**ratio,
+        lambda d: (d >= 0) & (d <= 1),
+        "decay",
+        "a factor between 0 and 1 per timestep",
+    )
+    return power.to(decay.dtype)
+
+
+def gain_ratio(decay: torch.Tensor, dt: float, new_dt: float) -> torch.Tensor:
+    """By what a lasting input must be multiplied to drive an exact decay as before.
+
+    ``v[t + 1] = decay * v[t] + x`` settles at ``x / (1 - decay)``; over another timestep it settles
+    there with ``x (1 - new_decay) / (1 - decay)``.
+
+    Args:
+        decay: Decay per timestep of `dt`, in [0, 1].
+        dt: Length in ms of the timestep that it belongs to.
+        new_dt: Length in ms of the other timestep.
+
+    Returns:
+        float64, of the shape of `decay`; ``new_dt / dt``, the limit, for a decay of 1.
+
+    Raises:
+        TimingError: If a decay is outside [0, 1] or NaN, or a timestep is not a legal dt.
+
+    >>> gain_ratio(torch.tensor([0.81, 1.0]).double(), dt=2.0, new_dt=1.0).tolist()
+    [0.526..., 0.5]
+    """
+    ratio = check_dt(new_dt, "new_dt") / check_dt(dt)
+
+    def formula(decays: torch.Tensor) -> torch.Tensor:
+        exponent = torch.log(decays)
+        # expm1: the two differences cancel for slow decays.
+        quotient = torch.expm1(ratio * exponent) / torch.expm1(exponent)
+        return torch.where(decays == 1, ratio, quotient)
+
+    return _convert(
+        decay.double(),
+        formula,
+        lambda d: (d >= 0) & (d <= 1),
+        "decay",
+        "a factor between 0 and 1 per timestep",
+    )
+
+
+def integration_problem(
+    tau: torch.Tensor, integrator: Literal["exact", "euler"], dt: float
+) -> str | None:
+    """What a timestep is too long for, in words.
+
+    A timestep is coarse over a quarter of a time constant: the decay between two timesteps may
+    still be exact, but inputs, spikes and resets are placed no finer than the timestep. Euler's
+    step oscillates once dt exceeds tau and no longer decays from ``dt = 2 tau`` on.
+
+    Args:
+        tau: Time constants in ms, one or several, as the model behaves.
+        integrator: Whether they come of exact decays or of Euler's.
+        dt: Length of one timestep in ms.
+
+    Returns:
+        None where every time constant is at least four timesteps long. Waits for the device of
+        `tau`.
+
+    Raises:
+        TimingError: If ``dt`` is not a legal dt.
+
+    >>> integration_problem(torch.tensor([4.0, 10.0]), "exact", dt=2.0)
+    'its time constant of 4 ms is only 2 timesteps of 2 ms (in 1 of 2 units): the integration is
+    coarse. From dt = 1 ms on down it is not'
+    >>> integration_problem(torch.tensor(10.0), "exact", dt=2.0)
+    """
+    step = check_dt(dt)
+    taus = tau.detach().double().flatten()
+    # A decay in float32 is known no better than this.
+    coarse = step > taus * _COARSE * (1 + _DT_TOLERANCE)
+    if not bool(coarse.any()):
+        return None
+    shortest = float(taus.min())
+    where = f" (in {int(coarse.sum())} of {taus.numel()} units)" if taus.numel() > 1 else ""
+    told = (
+        f"its time constant of {format_ms(float(f'{shortest:.6g}'))} is only "
+        f"{shortest / step:.3g} timesteps of {format_ms(step)}{where}: "
+    )
+    if integrator == "euler" and step >= 2 * shortest * (1 - _DT_TOLERANCE):
+        told += "from dt = 2 tau on, Euler's step is unstable, and the state does not decay"
+    elif integrator == "euler" and step > shortest * (1 + _DT_TOLERANCE):
+        told += "Euler's step changes the state's sign at every timestep"
+    else:
+        told += "the integration is coarse"
+    if shortest == 0:
+        return f"{told}: the state is forgotten at once"
+    return f"{told}. From dt = {format_ms(float(f'{shortest * _COARSE:.6g}'))} on down it is not"
 
 
 def _real(value: object, name: str) -> float:

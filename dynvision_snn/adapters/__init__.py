@@ -16,6 +16,9 @@ from dynvision_snn.adapters.base import (
     Reading as Reading,
 )
 from dynvision_snn.adapters.base import (
+    Retimed as Retimed,
+)
+from dynvision_snn.adapters.base import (
     Role as Role,
 )
 from dynvision_snn.adapters.base import (

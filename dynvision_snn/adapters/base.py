@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from dynvision_snn.errors import AdapterError
+from dynvision_snn.timing import format_ms, nearest_steps, whole_steps
+
 MembraneTiming = Literal["before", "after", "without"]
 """A membrane before or after the reset of its timestep, or one that is never reset."""
 
@@ -77,7 +80,7 @@ class Call:
     @property
     def inputs(self) -> Tensor:
         """The first argument, however it was passed; the tensor of a ``(tensor, state)`` pair."""
-        first = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        first = self.args[0] if self.args else next(iter(self.kwargs.values()), None)
         return first[0] if isinstance(first, tuple | list) else first
 
 
@@ -125,6 +128,23 @@ class TimeConstant:
     name: str
     tau: Tensor
     integrator: Literal["exact", "euler"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Retimed:
+    """By what a neuron's input must be multiplied, to act at another timestep as it did before.
+
+    Attributes:
+        analog: for a value that lasts (a current, a bias): it is there at every timestep.
+        spikes: for a value that comes in one timestep, as an event, however long that is.
+        notes: what could not be kept in ms, such as a delay that is no whole number of timesteps.
+
+    Factors are float64, one number or of a shape that broadcasts to the units.
+    """
+
+    analog: Tensor
+    spikes: Tensor
+    notes: tuple[str, ...] = ()
 
 
 class Adapter(ABC):
@@ -190,6 +210,21 @@ class Adapter(ABC):
     def set_dt(self, module: nn.Module, dt: float) -> None:
         """Sets the module's own timestep to `dt` ms; only called where its traits have a `dt`."""
 
+    def retime(self, module: nn.Module, dt: float, new_dt: float) -> Retimed:
+        """Gives `module` the time constants in ms that it has at `dt` at a timestep of `new_dt`.
+
+        Only called on copies. Its `synapses` named ``"input"`` and ``"recurrent"`` are left alone:
+        the caller multiplies them by the factors returned. Any others are this method's affair.
+
+        Raises:
+            AdapterError: for a neuron of whose input no such factors make it act as before.
+        """
+        raise AdapterError(
+            f"{type(module).__name__} has no rule for another timestep. Build and train it at the "
+            f"dt that is wanted, or let its adapter ({type(self).__name__}) have a method retime; "
+            "docs/time.md lists the rules."
+        )
+
     def recording(self, module: nn.Module) -> AbstractContextManager[None]:
         """While entered, `read` shows the membrane at every timestep of a whole sequence.
 
@@ -213,6 +248,31 @@ class Adapter(ABC):
     def loops_children(self, module: nn.Module) -> bool:
         """Whether `module` calls its children once per timestep of a ``[T, ...]`` input."""
         return False
+
+
+def kept_steps(steps: float, dt: float, new_dt: float, what: str) -> tuple[int, tuple[str, ...]]:
+    """How many timesteps of `new_dt` ms last as long as some of `dt` ms, and a note if none do.
+
+    Args:
+        steps: their number at `dt`, above 0.
+        dt: length in ms of the timestep that they are counted in.
+        new_dt: length in ms of the timestep that they are to be counted in.
+        what: what lasts so long, as the note calls it.
+
+    >>> kept_steps(1, dt=1.0, new_dt=0.5, what="delay")
+    (2, ())
+    >>> kept_steps(1, dt=1.0, new_dt=2.0, what="delay")
+    (1, ('its delay of 1 ms is no whole number of timesteps of 2 ms, and is now 2 ms',))
+    """
+    time = steps * dt
+    whole = whole_steps(time, new_dt)
+    if whole:
+        return whole, ()
+    nearest = max(1, nearest_steps(time, new_dt))
+    return nearest, (
+        f"its {what} of {format_ms(time)} is no whole number of timesteps of {format_ms(new_dt)}, "
+        f"and is now {format_ms(nearest * new_dt)}",
+    )
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -20,11 +20,14 @@ from dynvision_snn.adapters.base import (
     InnerSynapses,
     LayerTraits,
     Reading,
+    Retimed,
     Role,
     TimeConstant,
     map_tensors,
 )
 from dynvision_snn.adapters.catalogue import CatalogueRow, library_class, refusal, row_of, unknown
+from dynvision_snn.adapters.norse_delay import delay_steps, padded
+from dynvision_snn.adapters.norse_retiming import RULES, retime
 from dynvision_snn.adapters.norse_table import (
     BASES,
     REFUSED,
@@ -106,13 +109,15 @@ class NorseAdapter(Adapter):
     def presynaptic_sequence(
         self, module: nn.Module, before: tuple[Tensor | None, ...], call: Call, reading: Reading
     ) -> tuple[Tensor | None, ...]:
-        """The inputs, and a whole-sequence layer's own spikes one timestep later."""
+        """The inputs, and a whole-sequence layer's own spikes one timestep (or delay) later."""
         if not row_of(module, TABLE).sequence:
             return before
-        inputs, first = before
+        inputs, earlier = before
         spikes = reading.output.detach()
-        first = torch.zeros_like(spikes[0]) if first is None else first.detach()
-        return (inputs, torch.cat([first.unsqueeze(0), spikes[:-1]]))
+        earlier = torch.zeros_like(spikes[0]) if earlier is None else earlier.detach()
+        if earlier.ndim < spikes.ndim:
+            earlier = padded(earlier.unsqueeze(0), delay_steps(module))
+        return (inputs, torch.cat([earlier, spikes])[: spikes.shape[0]])
 
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
         """Time constants in ms: 1000 over Norse's rates, whatever `dt` is."""
@@ -126,6 +131,17 @@ class NorseAdapter(Adapter):
     def set_dt(self, module: nn.Module, dt: float) -> None:
         """Sets the module's timestep, which Norse keeps in seconds."""
         _any(module).dt = ms_to_seconds(dt)
+
+    def retime(self, module: nn.Module, dt: float, new_dt: float) -> Retimed:
+        """Sets the module's timestep; delays and refractory periods keep their ms where they can.
+
+        Raises:
+            AdapterError: for a class without a rule.
+        """
+        cls = row_of(module, {known: known for known in TABLE})
+        if cls not in RULES:
+            return super().retime(module, dt, new_dt)
+        return retime(module, RULES[cls], dt, new_dt)
 
     @contextmanager
     def recording(self, module: nn.Module) -> Iterator[None]:

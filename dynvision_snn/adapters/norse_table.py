@@ -98,7 +98,12 @@ def _weights(module: Any) -> tuple[InnerSynapses, ...]:
 
 def _input_and_spikes(module: Any, call: Call) -> Received:
     state = call.argument(1, "state")
-    return (call.inputs, None if state is None else flat(state)["z"])
+    if state is None:
+        return (call.inputs, None)
+    spikes = flat(state)["z"]
+    # Of a cell with a longer delay, the spikes of all timesteps still on their way, oldest first.
+    delayed = spikes.ndim > call.inputs.ndim
+    return (call.inputs, spikes[0] if delayed else spikes)
 
 
 def _coupled(module: Any) -> tuple[InnerSynapses, ...]:

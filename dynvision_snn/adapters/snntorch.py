@@ -19,10 +19,12 @@ from dynvision_snn.adapters.base import (
     LayerTraits,
     MembraneTiming,
     Reading,
+    Retimed,
     Role,
     TimeConstant,
 )
 from dynvision_snn.adapters.catalogue import CatalogueRow, library_class, refusal, row_of, unknown
+from dynvision_snn.adapters.snntorch_retiming import RULES
 from dynvision_snn.adapters.snntorch_table import BASES, REFUSED, TABLE, Neuron
 from dynvision_snn.timing import time_constant_euler, time_constant_exact
 
@@ -130,6 +132,18 @@ class SnnTorchAdapter(Adapter):
             TimeConstant(name, convert(decay(module).detach(), dt), neuron.integrator)
             for name, decay in neuron.decays.items()
         )
+
+    def retime(self, module: nn.Module, dt: float, new_dt: float) -> Retimed:
+        """Gives the module decays per timestep of `new_dt`; delays keep their ms where they can.
+
+        Raises:
+            AdapterError: for a class without a rule.
+        """
+        rule = next((RULES[cls] for cls in type(module).__mro__ if cls in RULES), None)
+        # A class of the library without a rule may extend one that has one.
+        if rule is None or library_class(module, "snntorch") not in RULES:
+            return super().retime(module, dt, new_dt)
+        return rule(module, dt, new_dt)
 
     def rows(self) -> Iterator[CatalogueRow]:
         """What the documentation says of every class."""

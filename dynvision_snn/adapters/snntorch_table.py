@@ -15,6 +15,7 @@ from snntorch._neurons import leakykernel, leakyunroll
 from torch import Tensor, nn
 
 from dynvision_snn.adapters.base import Call, InnerSynapses
+from dynvision_snn.adapters.snntorch_delay import delay_steps, due_spikes
 
 Received = tuple[Tensor | None, ...]
 
@@ -97,6 +98,8 @@ def _recurrent(module: Any) -> tuple[InnerSynapses, ...]:
 
 
 def _previous_spikes(module: Any, call: Call) -> Received:
+    if delay_steps(module) > 1:
+        return (due_spikes(module, call.inputs),)
     return (_held(module, call, 1, "spk", call.inputs.shape),)
 
 

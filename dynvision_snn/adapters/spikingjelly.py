@@ -21,6 +21,7 @@ from dynvision_snn.adapters.base import (
     Call,
     LayerTraits,
     Reading,
+    Retimed,
     Role,
     TimeConstant,
 )
@@ -32,6 +33,7 @@ from dynvision_snn.adapters.catalogue import (
     unknown,
 )
 from dynvision_snn.errors import AdapterError
+from dynvision_snn.timing import format_ms
 
 TABLE: Mapping[type[nn.Module], Callable[[Any], Tensor]] = {
     neuron.IFNode: lambda node: torch.tensor(torch.inf),
@@ -111,6 +113,35 @@ class SpikingJellyAdapter(Adapter):
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
         """The membrane's time constant: SpikingJelly's ``tau`` timesteps of `dt` ms."""
         return (TimeConstant("membrane", row_of(module, TABLE)(module) * dt, "euler"),)
+
+    def retime(self, module: nn.Module, dt: float, new_dt: float) -> Retimed:
+        """Gives the node its time constant in timesteps of `new_dt`.
+
+        Raises:
+            AdapterError: for a ParametricLIFNode whose time constant would be one timestep or less.
+        """
+        node: Any = module
+        ratio = new_dt / dt
+        one = torch.ones((), dtype=torch.float64)
+        if isinstance(node, neuron.IFNode):
+            return Retimed(analog=one * ratio, spikes=one)
+        tau = row_of(module, TABLE)(module).double() / ratio
+        if isinstance(node, neuron.LIFNode):
+            node.tau = float(tau)
+        elif float(tau) <= 1:
+            raise refusal(
+                "SpikingJelly",
+                module,
+                f"its time constant would be {float(tau):.4g} timesteps of {format_ms(new_dt)}, "
+                "and it is learned as a number above 1. Choose a smaller dt",
+            )
+        else:
+            with torch.no_grad():
+                node.w.copy_(torch.logit(1 / tau))
+        # With decay_input it multiplies its input by dt / tau.
+        if node.decay_input:
+            return Retimed(analog=one, spikes=one / ratio)
+        return Retimed(analog=one * ratio, spikes=one)
 
     @contextmanager
     def recording(self, module: nn.Module) -> Iterator[None]:
