@@ -5,6 +5,8 @@ The public names; losses are in `dynvision_snn.losses`, data in `dynvision_snn.d
 
 from dynvision_snn.comparison import Comparison as Comparison
 from dynvision_snn.comparison import compare as compare
+from dynvision_snn.description import Description as Description
+from dynvision_snn.description import describe as describe
 from dynvision_snn.energy import EnergyBudget as EnergyBudget
 from dynvision_snn.energy import EnergyMeter as EnergyMeter
 from dynvision_snn.energy import HardwareProfile as HardwareProfile

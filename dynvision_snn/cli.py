@@ -6,15 +6,20 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from dynvision_snn.errors import DynvisionError, MissingExtraError
+from dynvision_snn.errors import ConfigError, DynvisionError, MissingExtraError
 
 try:
     import typer
 except ImportError as error:
     raise MissingExtraError("typer", "cli", "The dynvision-snn command") from error
 
+import torch
+
 from dynvision_snn.demo import BUILDERS, DemoSettings, factory, run_demo
+from dynvision_snn.description import describe as describe_model
+from dynvision_snn.model import TimedModel, wrap
 from dynvision_snn.report.files import check_free
+from dynvision_snn.report.tables import Column, lay_out, to_text
 from dynvision_snn.training import Epoch
 
 app = typer.Typer(
@@ -61,7 +66,9 @@ def compare(
     epochs: Annotated[int, typer.Option(help="Passes over the 1433 training digits.")] = (
         _DEFAULTS.epochs
     ),
-    learning_rate: Annotated[float, typer.Option(help="Of Adam at first; falls to 0 along a cosine.")] = _DEFAULTS.learning_rate,
+    learning_rate: Annotated[
+        float, typer.Option(help="Of Adam at first; falls to 0 along a cosine.")
+    ] = _DEFAULTS.learning_rate,
     seed: Annotated[
         int, typer.Option(help="Of initial weights and the order of images.")
     ] = _DEFAULTS.seed,
@@ -96,6 +103,41 @@ def compare(
     comparison = run_demo(builders, settings, on_epoch=_report_epoch)
     comparison.save(out, force=force)
     sys.stdout.write(f"\n{comparison.table()}\nSaved in {out}: {_names(out)}\n")
+
+
+@app.command()
+def describe(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="Called with dt= in ms if it takes that; importing it runs its module's code.",
+        ),
+    ],
+    dt: Annotated[float, typer.Option(help="Length of a timestep, in ms.")] = _DEFAULTS.dt,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Shape of one sample at one timestep, such as 1,8,8: the model is then run for "
+            "one timestep, and its units, synapses, stepping and readout are told too."
+        ),
+    ] = None,
+) -> None:
+    """Show what the adapters find in a model: layers, roles, time constants, synapses."""
+    net = factory(model)(dt)
+    wrapped = net if isinstance(net, TimedModel) else wrap(net, dt)
+    images = None if features is None else torch.ones(1, *_shape(features))
+    found = describe_model(wrapped, images)
+    columns = [Column(key, key) for key in found.rows()[0]]
+    grid = lay_out(found.rows(), columns, notes=found.footnotes)
+    sys.stdout.write(to_text(grid, title=found.title))
+
+
+def _shape(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--features {text}: expected sizes from 1 up, such as 64 or 1,8,8.")
+    return [int(part) for part in parts]
 
 
 def _report_epoch(model: str, epoch: Epoch) -> None:

@@ -145,6 +145,20 @@ class TimedModel(RunHost):
         """The neuron layers of the model."""
         return self.adapters.layers(self.net)
 
+    def manner(self) -> tuple[str | None, str | None]:
+        """How it is called and what is decoded, in words; None for what its first run will tell."""
+        stepping, time_axis, readout = self._by_hand
+        if self._look is not None:
+            calling = self._look.calling
+            stepping, time_axis = calling.stepping, calling.time_axis
+            readout = self._look.readout or "the model's output"
+        if stepping == "step":
+            return "called once per timestep", readout
+        if stepping is None:
+            return None, readout
+        axes = "[B, T, ...]" if time_axis == 1 else "[T, B, ...]"
+        return f"called once per run, with {axes}", readout
+
     def extra_repr(self) -> str:
         """What `repr` shows beside the model inside."""
         return f"dt={self.dt:g} ms"
@@ -191,6 +205,7 @@ class TimedModel(RunHost):
             phases=None if presentation is None else presentation.phase_codes,
             dt=self.dt,
             continued=state is not None,
+            with_grad=torch.is_grad_enabled(),
             clock=Clock() if seen.calling.stepping == "step" else None,
             rhythms=seen.rhythms,
         )

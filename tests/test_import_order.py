@@ -32,6 +32,7 @@ ROOMS = [
     "engine",
     "recording",  # what model returns
     "model",
+    "description",  # of a model
     "retiming",
     "readout",
     "report",  # plain rows in, so that a simulation may show its progress
