@@ -1,0 +1,104 @@
+"""snnTorch's neurons as scan specs, in the order of operations of snnTorch 1.0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.adapters.scan_spec import (
+    After,
+    Before,
+    Recurrence,
+    ScanSpec,
+    Synapse,
+    Update,
+)
+from dynvision_snn.adapters.surrogates import snntorch_surrogate
+
+SCANNED: tuple[type[nn.Module], ...] = (snn.Leaky, snn.Synaptic, snn.Lapicque, snn.RLeaky)
+"""The classes that can be scanned; a subclass may compute anything."""
+
+_MECHANISMS: Mapping[str, int] = {"_base_sub": 0, "_base_zero": 1, "_base_int": 2}
+
+
+def why_not(module: Any) -> str | None:
+    """Why `module` cannot be scanned; None where it can.
+
+    May wait for the module's device, unlike `spec`.
+    """
+    if type(module) not in SCANNED:
+        return f"no scan is written for {type(module).__name__}"
+    if snntorch_surrogate(module.spike_grad) is None:
+        return "its surrogate gradient is none of those shipped by snnTorch that a scan knows"
+    if module.inhibition:
+        return "its inhibition joins its units"
+    if module.state_quant:
+        return "its state is quantised"
+    mechanism = _MECHANISMS.get(module.state_function.__name__)
+    if mechanism is None or mechanism != int(module.reset_mechanism_val):
+        return "its reset mechanism was changed after it was built"
+    if isinstance(module, snn.Lapicque) and isinstance(module.beta, nn.Parameter):
+        return "snnTorch's Lapicque does not learn its beta"
+    if isinstance(module, snn.RLeaky) and _recurrence(module) is None:
+        return "its recurrent connection is neither a Linear nor one to one"
+    if any(value.dtype == torch.float64 and value.ndim > 0 for value in _own(module)):
+        return "its parameters are float64, and would make its membrane so"
+    return None
+
+
+def spec(module: Any) -> ScanSpec:
+    """One timestep of `module`, with its present parameters; only where there is no `why_not`."""
+    mechanism = _MECHANISMS[module.state_function.__name__]
+    delayed = isinstance(module, snn.Lapicque) or bool(module.reset_delay)
+    # Only Leaky clears its membrane before the update; the others lose the timestep's input too.
+    zero = Before.ZERO if isinstance(module, snn.Leaky) else Before.ZERO_UPDATE
+    lapicque = isinstance(module, snn.Lapicque)
+    synaptic = isinstance(module, snn.Synaptic)
+    factor = module.graded_spikes_factor
+    return ScanSpec(
+        update=Update.DECAY,
+        rate=_lapicque_decay(module) if lapicque else module.beta.clamp(0, 1),
+        threshold=module.threshold,
+        surrogate=snntorch_surrogate(module.spike_grad),
+        before=(Before.SUBTRACT, zero, Before.NONE)[mechanism],
+        after=After.NONE
+        if delayed
+        else (After.OWED_SUBTRACT, After.OWED_ZERO, After.NONE)[mechanism],
+        synapse=Synapse.DECAY if synaptic else Synapse.NONE,
+        synapse_rate=module.alpha.clamp(0, 1) if synaptic else None,
+        spike_value=factor,
+        gains=_lapicque_gains(module) if lapicque else (),
+        recurrence=_recurrence(module) if isinstance(module, snn.RLeaky) else None,
+    )
+
+
+def _lapicque_decay(module: Any) -> Tensor:
+    return 1 - (module.time_step / (module.R * module.C))
+
+
+def _lapicque_gains(module: Any) -> tuple[Tensor, ...]:
+    return (module.R, 1 / (module.R * module.C), module.time_step)
+
+
+def _recurrence(module: Any) -> Recurrence | None:
+    connection = module.recurrent
+    if isinstance(connection, nn.Linear):
+        return Recurrence(connection.weight, connection.bias)
+    if isinstance(connection, nn.Conv2d):
+        return None
+    return Recurrence(connection.V, diagonal=True)
+
+
+def _own(module: Any) -> list[Tensor]:
+    names = {
+        name
+        for name in ("beta", "alpha", "threshold", "graded_spikes_factor", "R", "C", "V")
+        if hasattr(module, name)
+    }
+    return [value for name, value in module.named_parameters() if name in names] + [
+        value for name, value in module.named_buffers() if name in names
+    ]

@@ -1,0 +1,244 @@
+"""Scans as autograd functions: one node in the graph for all of a neuron's timesteps.
+
+A neuron without recurrence keeps its input alone (one row for each distinct input) and computes the
+forward again on the way back. A recurrent one, whose timesteps are joined by a matrix product,
+keeps its spikes and its membranes before the reset.
+
+Neither has a second derivative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from dynvision_snn.adapters.scan_spec import SurrogateKind
+from dynvision_snn.engine.scans.backends import Backend
+from dynvision_snn.engine.scans.rule import N_LEARNABLE, Given, Rule, Wanted
+
+Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor | None]
+"""Spikes, membrane and current, ``[T, lanes]`` each where asked for; last membrane and current."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Plan:
+    """What a scan does that is no tensor of the graph.
+
+    Attributes:
+        rule: the neuron.
+        backend: who computes it.
+        index: the row of the input that each timestep shows, int64 ``[T]`` on the CPU.
+        shape: ``[B, *units]``.
+        spikes, membrane, current: which of them are wanted.
+        keeps: whether a backward may follow.
+    """
+
+    rule: Rule
+    backend: Backend
+    index: Tensor
+    shape: torch.Size
+    spikes: bool
+    membrane: bool
+    current: bool
+    keeps: bool
+
+    def mark(self, ctx: Any, spikes: Tensor | None) -> None:
+        """Spikes without a surrogate have no gradient, as in their library."""
+        if spikes is not None and self.rule.surrogate.kind is SurrogateKind.NONE:
+            ctx.mark_non_differentiable(spikes)
+
+    def outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Memory for what is wanted."""
+        size = (len(self.index), self.shape.numel())
+        wanted = (self.spikes, self.membrane, self.current)
+        spikes, membrane, current = (x.new_empty(size) if want else None for want in wanted)
+        return spikes, membrane, current
+
+
+class Scan(Function):
+    """A neuron without recurrence."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, x: Tensor, u0: Tensor, i0: Tensor | None, *parameters: Tensor
+    ) -> Outputs:
+        """``x`` is ``[K, lanes]``, the first state ``[lanes]``; see `Outputs`."""
+        ctx.set_materialize_grads(False)
+        u, i = u0.clone(), None if i0 is None else i0.clone()
+        spikes, membrane, current = plan.outputs(x)
+        plan.backend.forward(
+            plan.rule,
+            _at(plan, x),
+            x,
+            None,
+            parameters,
+            u,
+            i,
+            Wanted(spikes=spikes, membrane=membrane, current=current),
+        )
+        if plan.keeps:
+            ctx.plan = plan
+            ctx.save_for_backward(x, u0, i0, *parameters)
+        plan.mark(ctx, spikes)
+        return spikes, membrane, current, u, i
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """Back through all timesteps at once."""
+        plan: Plan = ctx.plan
+        x, u0, i0, *parameters = ctx.saved_tensors
+        given = Given(*(None if g is None else g.contiguous() for g in grads[:3]))
+        g, g_i = _state_gradients(grads[3:], u0, i0)
+        learned = _learned(ctx.needs_input_grad[4:], u0)
+        g_x = plan.backend.backward(
+            plan.rule, _at(plan, x), x, tuple(parameters), u0, i0, given, g, g_i, learned
+        )
+        return None, g_x, g, g_i, *_as_parameters(learned, parameters)
+
+
+class RecurrentScan(Function):
+    """A neuron whose spikes come back, through a weight matrix or one to one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        x: Tensor,
+        u0: Tensor,
+        i0: Tensor | None,
+        z0: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *parameters: Tensor,
+    ) -> Outputs:
+        """`z0`: the spikes before, ``[lanes]``; a diagonal weight is ``[lanes]`` or ``[1]``."""
+        ctx.set_materialize_grads(False)
+        rule = plan.rule
+        u, i = u0.clone(), None if i0 is None else i0.clone()
+        spikes, membrane, current = plan.outputs(x)
+        if spikes is None:
+            spikes = x.new_empty(len(plan.index), u0.numel())
+        before = torch.empty_like(spikes) if plan.keeps else None
+        if plan.keeps and rule.owes and membrane is None:
+            membrane = torch.empty_like(spikes)
+        index = _at(plan, x)
+        z = z0
+        for t in range(len(plan.index)):
+            plan.backend.forward(
+                rule,
+                index[t : t + 1],
+                x,
+                _sent(z, weight, bias, plan.shape).view(1, -1),
+                parameters,
+                u,
+                i,
+                Wanted(*(_step(value, t) for value in (spikes, before, membrane, current))),
+            )
+            z = spikes[t]
+        if plan.keeps:
+            assert before is not None
+            ctx.plan = plan
+            recorded = membrane if rule.owes else before
+            ctx.n_distinct = x.shape[0]
+            ctx.save_for_backward(u0, i0, z0, weight, bias, spikes, before, recorded, *parameters)
+        plan.mark(ctx, spikes)
+        return spikes, membrane if plan.membrane else None, current, u, i
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """Back through one timestep after the other."""
+        plan: Plan = ctx.plan
+        u0, i0, z0, weight, _, spikes, before, recorded, *parameters = ctx.saved_tensors
+        g_spikes = torch.zeros_like(spikes) if grads[0] is None else grads[0].clone()
+        given = Given(g_spikes, *(None if g is None else g.contiguous() for g in grads[1:3]))
+        g, g_i = _state_gradients(grads[3:], u0, i0)
+        learned = _learned(ctx.needs_input_grad[7:], u0)
+        g_x = torch.empty_like(spikes)
+        g_z = torch.zeros_like(z0)
+        for t in range(len(spikes) - 1, -1, -1):
+            plan.backend.backward_step(
+                plan.rule, t, before, recorded, tuple(parameters), u0, given, g, g_i, g_x, learned
+            )
+            g_z = _received(g_x[t], weight, plan.shape)
+            if t > 0:
+                g_spikes[t - 1] += g_z
+        g_weight = g_bias = None
+        if ctx.needs_input_grad[5]:
+            g_weight = _weight_gradient(g_x, spikes, z0, weight, plan.shape)
+        if ctx.needs_input_grad[6]:
+            g_bias = g_x.view(-1, plan.shape[-1]).sum(0)
+        if ctx.n_distinct != len(g_x):
+            g_distinct = g_x.new_zeros(ctx.n_distinct, g_x.shape[1])
+            g_x = g_distinct.index_add_(0, _at(plan, g_x), g_x)
+        return None, g_x, g, g_i, g_z, g_weight, g_bias, *_as_parameters(learned, parameters)
+
+
+def _at(plan: Plan, x: Tensor) -> Tensor:
+    """The rows of `x` on its device."""
+    return plan.index.to(x.device, non_blocking=True)
+
+
+def _step(value: Tensor | None, t: int) -> Tensor | None:
+    return None if value is None else value[t : t + 1]
+
+
+def _sent(z: Tensor, weight: Tensor, bias: Tensor | None, shape: torch.Size) -> Tensor:
+    """What the spikes `z` of the last timestep send back, ``[B, *units]`` or ``[lanes]``."""
+    if weight.ndim == 2:
+        return F.linear(z.view(shape), weight, bias)
+    return z * weight
+
+
+def _received(g: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of those spikes, ``[lanes]``."""
+    if weight.ndim == 2:
+        return torch.matmul(g.view(shape), weight).view(-1)
+    return g * weight
+
+
+def _weight_gradient(
+    g_x: Tensor, spikes: Tensor, z0: Tensor, weight: Tensor, shape: torch.Size
+) -> Tensor:
+    if weight.ndim == 1:
+        total = g_x[0] * z0
+        if len(g_x) > 1:
+            total += (g_x[1:] * spikes[:-1]).sum(0)
+        return total if weight.numel() > 1 else total.sum().view(1)
+    units = shape[-1]
+    total = g_x[0].view(-1, units).t() @ z0.view(-1, units)
+    return total.addmm_(g_x[1:].view(-1, units).t(), spikes[:-1].view(-1, units))
+
+
+def _state_gradients(
+    grads: tuple[Tensor | None, ...], u0: Tensor, i0: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the last state, in memory of their own."""
+    g, g_i = grads
+    first = torch.zeros_like(u0) if g is None else g.clone(memory_format=torch.contiguous_format)
+    if i0 is None:
+        return first, None
+    return first, torch.zeros_like(i0) if g_i is None else g_i.clone(
+        memory_format=torch.contiguous_format
+    )
+
+
+def _learned(needed: tuple[bool, ...], like: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(torch.zeros_like(like) if need else None for need in needed[:N_LEARNABLE])
+
+
+def _as_parameters(
+    learned: tuple[Tensor | None, ...], parameters: list[Tensor]
+) -> list[Tensor | None]:
+    """The gradients in the shapes of the parameters; None for those that cannot learn."""
+    gradients: list[Tensor | None] = [
+        value if value is None or parameter.numel() > 1 else value.sum().view(1)
+        for value, parameter in zip(learned, parameters, strict=False)
+    ]
+    return gradients + [None] * (len(parameters) - len(gradients))

@@ -1,0 +1,411 @@
+"""A neuron's timesteps compiled for the CPU: the only file that imports numba.
+
+A timestep of a block of lanes is a few simple loops, one statement of the neuron each, which the
+compiler turns into vector instructions: a loop reads and writes few rows, since the compiler gives
+up on telling many of them apart. Nothing is contracted or reordered (no fast math), so the forward
+is the library's float32 arithmetic bit for bit.
+
+The numbers that say which neuron it is are those of the enumerations in `adapters.scan_spec` and of
+`rule.KINDS`. Long for being one family of loops, which must be compiled together.
+"""
+
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles what only other kernels call."""
+    return njit(  # type: ignore[call-overload]
+        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(function)
+
+
+def _outer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles what Python calls, and keeps it on disk where there is a place to write."""
+    compiled = njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError):  # raised where neither this folder nor the user's is writable
+        compiled.enable_caching()
+    return compiled
+
+
+@_inner
+def _copy(source, target):
+    for j in range(target.size):
+        target[j] = source[j]
+
+
+@_inner
+def _add(row, target):
+    for j in range(target.size):
+        target[j] = target[j] + row[j]
+
+
+@_inner
+def _fire(v, threshold, value, out):
+    for j in range(out.size):
+        out[j] = np.float32(v[j] - threshold[j] > np.float32(0)) * value[j]
+
+
+@_inner
+def _update(update, before, u, x, recurrent, has_recurrent, rate, threshold, leak, v):
+    one = np.float32(1)
+    zero = np.float32(0)
+    if update == 0 and before == 2:
+        for j in range(v.size):
+            r = np.float32(u[j] - threshold[j] > zero)
+            v[j] = rate[j] * ((one - r) * u[j]) + x[j]
+    elif update == 0:
+        for j in range(v.size):
+            v[j] = rate[j] * u[j] + x[j]
+    elif update == 1:
+        for j in range(v.size):
+            v[j] = u[j] + rate[j] * ((leak[j] - u[j]) + x[j])
+    elif update == 2:
+        for j in range(v.size):
+            v[j] = u[j] + rate[j] * ((x[j] + leak[j]) - u[j])
+    else:
+        for j in range(v.size):
+            v[j] = u[j] + x[j]
+    if has_recurrent:
+        _add(recurrent, v)
+    if before == 1:
+        for j in range(v.size):
+            v[j] = v[j] - np.float32(u[j] - threshold[j] > zero) * threshold[j]
+    elif before == 3:
+        for j in range(v.size):
+            v[j] = v[j] - np.float32(u[j] - threshold[j] > zero) * v[j]
+
+
+@_inner
+def _reset(after, v, threshold, reset_value, u):
+    one = np.float32(1)
+    zero = np.float32(0)
+    if after == 1:
+        for j in range(v.size):
+            s = np.float32(v[j] - threshold[j] > zero)
+            u[j] = v[j] - (s - np.float32(u[j] - threshold[j] > zero)) * threshold[j]
+    elif after == 2:
+        for j in range(v.size):
+            s = np.float32(v[j] - threshold[j] > zero)
+            u[j] = v[j] - (s - np.float32(u[j] - threshold[j] > zero)) * v[j]
+    elif after == 3:
+        for j in range(v.size):
+            s = np.float32(v[j] - threshold[j] > zero)
+            u[j] = (one - s) * v[j] + s * reset_value[j]
+    elif after == 4:
+        for j in range(v.size):
+            s = np.float32(v[j] - threshold[j] > zero)
+            u[j] = (one - s) * v[j] + s * (v[j] - threshold[j])
+    else:
+        _copy(v, u)
+
+
+@_inner
+def _slope(kind, a, b, v, threshold, out):
+    one = np.float32(1)
+    zero = np.float32(0)
+    if kind == 3:
+        half = a / np.float32(2)
+        scale = np.float32(1.5707963267948966) * a
+        for j in range(v.size):
+            y = scale * (v[j] - threshold[j])
+            out[j] = half / (one + y * y)
+    elif kind == 4 or kind == 5:
+        least = b if kind == 5 else np.float32(-np.inf)
+        for j in range(v.size):
+            y = a * abs(v[j] - threshold[j]) + one
+            out[j] = np.float32(v[j] - threshold[j] > least) / (y * y)
+    elif kind == 6:
+        for j in range(v.size):
+            e = np.exp(-a * (v[j] - threshold[j]))
+            out[j] = a * e / ((e + one) * (e + one))
+    elif kind == 7:
+        for j in range(v.size):
+            out[j] = a if v[j] - threshold[j] < zero else -a
+    elif kind == 8:
+        for j in range(v.size):
+            out[j] = b * np.exp(-a * abs(v[j] - threshold[j] - one))
+    elif kind == 9:
+        for j in range(v.size):
+            out[j] = a * max(zero, one - abs(v[j] - threshold[j]))
+    elif kind == 10:
+        for j in range(v.size):
+            y = np.tanh(a * (v[j] - threshold[j]))
+            out[j] = one - y * y
+    elif kind == 11:
+        for j in range(v.size):
+            y = v[j] - threshold[j]
+            y = a / np.sqrt(a * a + y * y)
+            out[j] = y * y * y
+    elif kind == 12:
+        scale = np.float32(1.1283791670955126)
+        for j in range(v.size):
+            y = a * (v[j] - threshold[j])
+            out[j] = scale * np.exp(-(y * y))
+    elif kind == 2:
+        for j in range(v.size):
+            out[j] = np.float32(v[j] - threshold[j] > zero)
+    else:
+        for j in range(v.size):
+            out[j] = np.float32(kind)
+
+
+@_inner
+def _through_reset(after, detached, v, u_before, threshold, reset_value, slope, h, g):
+    """From the gradients of spike `h` and recorded membrane `g` to that of ``v``, in `g`.
+
+    `h` becomes the gradient that reached the spike altogether.
+    """
+    one = np.float32(1)
+    zero = np.float32(0)
+    if after == 1 or (after == 4 and not detached):
+        for j in range(g.size):
+            h[j] = h[j] - threshold[j] * g[j]
+    elif after == 2:
+        for j in range(g.size):
+            s = np.float32(v[j] - threshold[j] > zero)
+            d = s - np.float32(u_before[j] - threshold[j] > zero)
+            h[j] = h[j] - v[j] * g[j]
+            g[j] = (one - d) * g[j]
+    elif after == 3:
+        for j in range(g.size):
+            s = np.float32(v[j] - threshold[j] > zero)
+            if not detached:
+                h[j] = h[j] + (reset_value[j] - v[j]) * g[j]
+            g[j] = (one - s) * g[j]
+    for j in range(g.size):
+        g[j] = g[j] + slope[j] * h[j]
+
+
+@_inner
+def _through_update(update, before, u_before, threshold, rate, g, out):
+    """From the gradient of ``v`` in `g` to that of the input in `out` and of ``u`` in `g`."""
+    one = np.float32(1)
+    zero = np.float32(0)
+    if before == 3:
+        for j in range(g.size):
+            g[j] = (one - np.float32(u_before[j] - threshold[j] > zero)) * g[j]
+    if update == 0:
+        _copy(g, out)
+        if before == 2:
+            for j in range(g.size):
+                r = np.float32(u_before[j] - threshold[j] > zero)
+                g[j] = (one - r) * (rate[j] * g[j])
+        else:
+            for j in range(g.size):
+                g[j] = rate[j] * g[j]
+    elif update == 3:
+        _copy(g, out)
+    else:
+        for j in range(g.size):
+            out[j] = rate[j] * g[j]
+        for j in range(g.size):
+            g[j] = g[j] - out[j]
+
+
+@_inner
+def _learn_threshold(before, after, v, u_before, threshold, slope, h, g_recorded, g, out):
+    """Adds the threshold's gradient: in the spike, in the reset of this timestep, in the owed."""
+    zero = np.float32(0)
+    for j in range(out.size):
+        out[j] = out[j] - slope[j] * h[j]
+    if after == 1:
+        for j in range(out.size):
+            s = np.float32(v[j] - threshold[j] > zero)
+            d = s - np.float32(u_before[j] - threshold[j] > zero)
+            out[j] = out[j] - d * g_recorded[j]
+    if before == 1:
+        for j in range(out.size):
+            out[j] = out[j] - np.float32(u_before[j] - threshold[j] > zero) * g[j]
+
+
+@_inner
+def _learn_rate(before, u_before, threshold, g, out):
+    zero = np.float32(0)
+    if before == 2:
+        for j in range(out.size):
+            kept = np.float32(1) - np.float32(u_before[j] - threshold[j] > zero)
+            out[j] = out[j] + kept * u_before[j] * g[j]
+    else:
+        for j in range(out.size):
+            out[j] = out[j] + u_before[j] * g[j]
+
+
+@_inner
+def _learn_value(v, threshold, h, out):
+    for j in range(out.size):
+        out[j] = out[j] + np.float32(v[j] - threshold[j] > np.float32(0)) * h[j]
+
+
+@_outer
+def forward(
+    start,
+    words,
+    index,
+    x,
+    recurrent,
+    rate,
+    threshold,
+    value,
+    synapse_rate,
+    leak,
+    reset_value,
+    u,
+    i,
+    v,
+    at,
+    spikes,
+    before,
+    membrane,
+    current,
+):
+    """All timesteps of the lanes from `start` on, as many as `u` has.
+
+    `at` is where `before`, `membrane` and `current` hold the first of these lanes.
+    """
+    update, synapse, reset_before, reset_after = words
+    stop = start + u.size
+    end = at + u.size
+    has_recurrent = recurrent.shape[0] > 0
+    for t in range(index.size):
+        drive = x[index[t], start:stop]
+        back = recurrent[t, start:stop] if has_recurrent else drive
+        if synapse == 1:
+            for j in range(i.size):
+                i[j] = synapse_rate[j] * i[j] + drive[j]
+            drive = i
+        elif synapse == 2:
+            _add(drive, i)
+            if has_recurrent:
+                _add(back, i)
+            drive = i
+        _update(
+            update,
+            reset_before,
+            u,
+            drive,
+            back,
+            has_recurrent and synapse == 0,
+            rate,
+            threshold,
+            leak,
+            v,
+        )
+        if synapse == 2:
+            for j in range(i.size):
+                i[j] = i[j] + synapse_rate[j] * i[j]
+        if spikes.shape[0] > 0:
+            _fire(v, threshold, value, spikes[t, start:stop])
+        if before.shape[0] > 0:
+            _copy(v, before[t, at:end])
+        _reset(reset_after, v, threshold, reset_value, u)
+        if membrane.shape[0] > 0:
+            _copy(u, membrane[t, at:end])
+        if current.shape[0] > 0:
+            _copy(i, current[t, at:end])
+
+
+@_outer
+def backward(
+    start,
+    words,
+    slope_a,
+    slope_b,
+    first,
+    last,
+    index,
+    rate,
+    threshold,
+    value,
+    synapse_rate,
+    leak,
+    reset_value,
+    u_first,
+    i_first,
+    at,
+    before,
+    recorded,
+    current,
+    g_spikes,
+    g_membrane,
+    g_current,
+    g,
+    g_i,
+    buffers,
+    g_x,
+    g_rate,
+    g_threshold,
+    g_value,
+    g_synapse_rate,
+):
+    """The timesteps ``last - 1`` down to `first` of the lanes from `start` on.
+
+    `before`, `recorded` and `current` hold the forward from the column `at` on. `g` and `g_i` are
+    the gradients of the state, carried back in time.
+    """
+    update, synapse, reset_before, reset_after, detached, kind = words
+    n = g.size
+    stop = start + n
+    end = at + n
+    slope, h, out, g_recorded = buffers[0, :n], buffers[1, :n], buffers[2, :n], buffers[3, :n]
+    unique = index.size == 0
+    for t in range(last - 1, first - 1, -1):
+        v = before[t, at:end]
+        u_before = recorded[t - 1, at:end] if t > 0 else u_first
+        if g_membrane.shape[0] > 0:
+            _add(g_membrane[t, start:stop], g)
+        _slope(kind, slope_a, slope_b, v, threshold, slope)
+        if g_spikes.shape[0] > 0:
+            if g_value is not None:
+                _learn_value(v, threshold, g_spikes[t, start:stop], g_value)
+            row = g_spikes[t, start:stop]
+            for j in range(n):
+                h[j] = row[j] * value[j]
+        else:
+            for j in range(n):
+                h[j] = np.float32(0)
+        if g_threshold is not None:
+            _copy(g, g_recorded)
+        _through_reset(reset_after, detached, v, u_before, threshold, reset_value, slope, h, g)
+        if g_threshold is not None:
+            _learn_threshold(
+                reset_before,
+                reset_after,
+                v,
+                u_before,
+                threshold,
+                slope,
+                h,
+                g_recorded,
+                g,
+                g_threshold,
+            )
+        x_row = g_x[t, start:stop] if unique else out
+        _through_update(update, reset_before, u_before, threshold, rate, g, x_row)
+        if g_rate is not None:
+            _learn_rate(reset_before, u_before, threshold, x_row, g_rate)
+        if synapse > 0:
+            if g_current.shape[0] > 0:
+                _add(g_current[t, start:stop], g_i)
+            if synapse == 1:
+                _add(g_i, x_row)
+                if g_synapse_rate is not None:
+                    i_before = current[t - 1, at:end] if t > 0 else i_first
+                    for j in range(n):
+                        g_synapse_rate[j] = g_synapse_rate[j] + x_row[j] * i_before[j]
+                for j in range(n):
+                    g_i[j] = synapse_rate[j] * x_row[j]
+            else:
+                for j in range(n):
+                    x_row[j] = x_row[j] + (g_i[j] + synapse_rate[j] * g_i[j])
+                _copy(x_row, g_i)
+        if not unique:
+            _add(out, g_x[index[t], start:stop])

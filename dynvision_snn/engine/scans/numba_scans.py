@@ -1,0 +1,253 @@
+"""Scans on the CPU: blocks of lanes for the compiled kernels, shared out to threads.
+
+The lanes (``B * units``) are cut into blocks whose state stays in cache while a block runs through
+all of time. The backward keeps nothing of the forward but its input: it runs each block forward
+again, into scratch memory of ``[T, block]``, and then back in time.
+
+Kernels release the interpreter's lock and are called from a pool of threads, as many as torch uses:
+numba's own threading layers abort the process when two threads enter them, or after a fork.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dynvision_snn.engine.scans import numba_kernels as kernels
+from dynvision_snn.engine.scans.rule import Given, Rule, Wanted
+
+Array = NDArray[Any]
+
+# Lanes of a block, and timesteps times lanes that make a thread worth its start.
+_BLOCK = 8192
+_PER_THREAD = 1 << 18
+
+
+def forward(
+    rule: Rule,
+    index: Tensor,
+    x: Tensor,
+    recurrent: Tensor | None,
+    parameters: tuple[Tensor, ...],
+    u: Tensor,
+    i: Tensor | None,
+    wanted: Wanted,
+) -> None:
+    """Runs all timesteps, changing the state `u`, `i` in place; see `backends.Backend`."""
+    words = (int(rule.update), int(rule.synapse), int(rule.before), int(rule.after))
+    x_, recurrent_, u_, i_ = x.numpy(), _matrix(recurrent), u.numpy(), _vector(i)
+    rows_of_x = index.numpy()
+    outputs = [_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
+    values = [p.numpy() for p in parameters]
+
+    def share(start: int, stop: int) -> None:
+        v = np.empty(min(_BLOCK, stop - start), np.float32)
+        for a, b in _blocks(start, stop):
+            rows = _rows(values, a, b)
+            kernels.forward(
+                a,
+                words,
+                rows_of_x,
+                x_,
+                recurrent_,
+                *rows,
+                u_[a:b],
+                i_[a:b],
+                v[: b - a],
+                a,
+                *outputs,
+            )
+
+    _in_parallel(share, u.numel(), len(rows_of_x))
+
+
+def backward(
+    rule: Rule,
+    index: Tensor,
+    x: Tensor,
+    parameters: tuple[Tensor, ...],
+    u0: Tensor,
+    i0: Tensor | None,
+    given: Given,
+    g: Tensor,
+    g_i: Tensor | None,
+    learned: tuple[Tensor | None, ...],
+) -> Tensor:
+    """The gradient of `x`; see `backends.Backend`."""
+    rows_of_x = index.numpy()
+    steps = len(rows_of_x)
+    unique = x.shape[0] == steps
+    g_x = torch.empty_like(x) if unique else torch.zeros_like(x)
+    words, slopes = _backward_words(rule)
+    values = [p.numpy() for p in parameters]
+    x_, g_x_, u0_, i0_, g_, g_i_ = (
+        x.numpy(),
+        g_x.numpy(),
+        u0.numpy(),
+        _vector(i0),
+        g.numpy(),
+        _vector(g_i),
+    )
+    from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
+    learning = _learning(learned, g.numel())
+    learns_synapse = learning[3] is not None
+
+    def share(start: int, stop: int) -> None:
+        width = min(_BLOCK, stop - start)
+        buffers = np.empty((4, width), np.float32)
+        before = np.empty((steps, width), np.float32)
+        membrane = np.empty((steps, width), np.float32) if rule.owes else _NO_MATRIX
+        current = np.empty((steps, width), np.float32) if learns_synapse else _NO_MATRIX
+        for a, b in _blocks(start, stop):
+            rows = _rows(values, a, b)
+            u, i = u0_[a:b], i0_[a:b]
+            kernels.forward(
+                a,
+                words[:4],
+                rows_of_x,
+                x_,
+                _NO_MATRIX,
+                *rows,
+                u.copy(),
+                i.copy(),
+                buffers[0, : b - a],
+                0,
+                _NO_MATRIX,
+                before,
+                membrane,
+                current,
+            )
+            kernels.backward(
+                a,
+                words,
+                *slopes,
+                0,
+                steps,
+                _NO_INDEX if unique else rows_of_x,
+                *rows,
+                u,
+                i,
+                0,
+                before,
+                membrane if rule.owes else before,
+                current,
+                *from_later,
+                g_[a:b],
+                g_i_[a:b],
+                buffers,
+                g_x_,
+                *(part if part is None else part[a:b] for part in learning),
+            )
+
+    _in_parallel(share, g.numel(), steps)
+    return g_x
+
+
+def backward_step(
+    rule: Rule,
+    t: int,
+    before: Tensor,
+    recorded: Tensor,
+    parameters: tuple[Tensor, ...],
+    u0: Tensor,
+    given: Given,
+    g: Tensor,
+    g_i: Tensor | None,
+    g_x: Tensor,
+    learned: tuple[Tensor | None, ...],
+) -> None:
+    """One timestep back, into ``g_x[t]``; see `backends.Backend`."""
+    words, slopes = _backward_words(rule)
+    values = [p.numpy() for p in parameters]
+    g_, g_i_ = g.numpy(), _vector(g_i)
+    learning = _learning(learned, g.numel())
+    from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
+    buffers = np.empty((4, min(_BLOCK, g.numel())), np.float32)
+    for a, b in _blocks(0, g.numel()):
+        kernels.backward(
+            a,
+            words,
+            *slopes,
+            t,
+            t + 1,
+            _NO_INDEX,
+            *_rows(values, a, b),
+            u0.numpy()[a:b],
+            _NO_VECTOR,
+            a,
+            before.numpy(),
+            recorded.numpy(),
+            _NO_MATRIX,
+            *from_later,
+            g_[a:b],
+            g_i_[a:b],
+            buffers,
+            g_x.numpy(),
+            *(part if part is None else part[a:b] for part in learning),
+        )
+
+
+_NO_VECTOR: Array = np.empty(0, np.float32)
+_NO_MATRIX: Array = np.empty((0, 0), np.float32)
+_NO_INDEX: Array = np.empty(0, np.int64)
+
+
+def _backward_words(rule: Rule) -> tuple[tuple[int, ...], tuple[np.float32, np.float32]]:
+    words = (rule.update, rule.synapse, rule.before, rule.after, rule.detached, rule.kind)
+    slopes = (np.float32(rule.surrogate.a), np.float32(rule.surrogate.b))
+    return tuple(int(word) for word in words), slopes
+
+
+def _learning(learned: tuple[Tensor | None, ...], lanes: int) -> list[Array | None]:
+    """All or none of the parameters' gradients: kernels are compiled for the two cases."""
+    if all(value is None for value in learned):
+        return [None] * len(learned)
+    return [np.zeros(lanes, np.float32) if g is None else g.numpy() for g in learned]
+
+
+def _vector(value: Tensor | None) -> Array:
+    return _NO_VECTOR if value is None else value.numpy()
+
+
+def _matrix(value: Tensor | None) -> Array:
+    return _NO_MATRIX if value is None else value.numpy()
+
+
+def _rows(values: list[Array], start: int, stop: int) -> list[Array]:
+    """The lanes ``start:stop`` of every parameter, one number repeated."""
+    return [
+        value[start:stop] if value.size > 1 else np.full(stop - start, value[0]) for value in values
+    ]
+
+
+def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    return ((a, min(a + _BLOCK, stop)) for a in range(start, stop, _BLOCK))
+
+
+def _in_parallel(work: Callable[[int, int], None], lanes: int, steps: int) -> None:
+    """``work(start, stop)`` on as many shares of the lanes as pay off."""
+    shares = min(torch.get_num_threads(), max(1, lanes * steps // _PER_THREAD))
+    size = max(16, -(-lanes // shares // 16) * 16)
+    starts = range(0, lanes, size)
+    if len(starts) <= 1:
+        work(0, lanes)
+        return
+    pool = _pool(os.getpid(), len(starts) - 1)
+    rest = [pool.submit(work, start, min(start + size, lanes)) for start in starts[1:]]
+    work(0, size)
+    for share in rest:
+        share.result()
+
+
+@cache
+def _pool(process: int, n_threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: after a fork, the parent's are not there."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix=f"dynvision-scan-{process}")
