@@ -6,5 +6,7 @@ from dynvision_snn.energy.hardware import hardware_profiles as hardware_profiles
 from dynvision_snn.energy.hardware import resolve_profile as resolve_profile
 from dynvision_snn.energy.layers import LayerCounts as LayerCounts
 from dynvision_snn.energy.layers import LayerEnergy as LayerEnergy
-from dynvision_snn.energy.pricing import Joules as Joules
 from dynvision_snn.energy.meter import EnergyMeter as EnergyMeter
+from dynvision_snn.energy.pricing import Joules as Joules
+from dynvision_snn.energy.samples import SampleEnergy as SampleEnergy
+from dynvision_snn.energy.samples import Spread as Spread

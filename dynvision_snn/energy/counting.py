@@ -124,7 +124,8 @@ def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
 def synops_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False) -> Tensor:
     """Synaptic operations of each sample: float64 ``[B]``, or ``[T, B]`` with `sequence`.
 
-    Needs a float64 copy of the values, so it costs more than `synops`.
+    Needs a float64 copy of the values, so it costs more than `synops`. A NaN does not show: ask
+    `tally` for its evidence.
 
     Raises:
         EnergyError: values and fan-out are of different units.
@@ -137,6 +138,18 @@ def synops_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False
     _check_units(values.shape[lead:], fan_out)
     nonzero = _float(values).abs().sign_().to(torch.float64)
     return nonzero.reshape(*values.shape[:lead], -1) @ fan_out.flatten()
+
+
+@torch.no_grad()
+def nonzero_per_sample(values: Tensor, *, sequence: bool = False) -> Tensor:
+    """Nonzero values of each sample: float64 ``[B]``, or ``[T, B]`` with `sequence`.
+
+    >>> nonzero_per_sample(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]]))
+    tensor([2., 0.], dtype=torch.float64)
+    """
+    lead = 2 if sequence else 1
+    nonzero = _float(values).abs().sign_()
+    return nonzero.reshape(*values.shape[:lead], -1).sum(-1, dtype=torch.float64)
 
 
 def _rows(per_unit: Tensor, sequence: bool) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,8 +32,9 @@ Series = Literal[
     "synops_dense",
     "neuron_updates",
     "neuron_updates_active",
+    "events",
 ]
-"""What is measured of a layer."""
+"""What is measured of a layer; events are the nonzero values that its synapses received."""
 
 Quantity = Literal[
     "spikes",
@@ -92,6 +93,8 @@ class LayerCounts:
         kind: class name of the layer.
         neurons: neurons per sample.
         synapses: connections with a nonzero weight per sample.
+        inputs: units per sample that its synapses receive from; 0 for a row of neurons alone.
+        outputs: units per sample that its synapses drive.
         series: float64 ``[phases, T]`` by `Series` name. Only what the row has: ``spikes`` of
             spiking rows, ``synops`` of rows with synapses, and so on. Any real tensor is taken,
             and moved to the CPU.
@@ -107,6 +110,8 @@ class LayerCounts:
     kind: str
     neurons: int = 0
     synapses: int = 0
+    inputs: int = 0
+    outputs: int = 0
     series: Mapping[Series, Tensor]
     least: float = math.inf
     most: float = 0.0
@@ -114,8 +119,9 @@ class LayerCounts:
     def __post_init__(self) -> None:
         if math.isnan(self.least) or not math.isfinite(self.most):
             raise EnergyError(
-                f"Layer {self.name!r} received NaN or infinite values, so that its counts mean "
-                f"nothing. Find where they begin, in the layers before it or in the input."
+                f"Layer {self.name!r} took in or gave out NaN or infinite values, so that its "
+                f"counts mean nothing. Find where they begin, in the layers before it or in the "
+                f"input."
             )
         if self.neurons < 0 or self.synapses < 0:
             raise EnergyError(
@@ -167,8 +173,8 @@ class LayerCounts:
         Raises:
             EnergyError: the rows are not of the same layer.
         """
-        for field in ("name", "kind", "neurons", "synapses"):
-            mine, theirs = self.identity()[field], other.identity()[field]
+        for field, mine in self.identity().items():
+            theirs = other.identity()[field]
             if mine != theirs:
                 raise EnergyError(
                     f"Budgets of different models do not add up: layer {self.name!r} has {field} "
@@ -193,6 +199,8 @@ class LayerCounts:
             "kind": self.kind,
             "neurons": self.neurons,
             "synapses": self.synapses,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,7 +219,7 @@ class LayerCounts:
         Raises:
             EnergyError: keys that are missing or unknown.
         """
-        expected = {"name", "kind", "neurons", "synapses", "least", "most", "series"}
+        expected = {field.name for field in fields(cls)}
         if values.keys() != expected:
             raise EnergyError(
                 f"A layer of a budget has the keys {', '.join(sorted(expected))}; got "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,35 +29,35 @@ class Tallied:
     """A tally, and the memory that it is of, so that the same values are not reduced twice.
 
     The memory is known by its storage, held weakly, and by the version that in-place operations
-    count. In inference mode nothing counts versions: a tensor overwritten in place there between
-    two layers keeps the tally of its first reader.
+    count. Tensors made in inference mode count no versions, so nothing is taken as known of them.
     """
 
     tally: Tally
-    storage: StorageWeakRef
-    place: tuple[int | None, ...]
+    storage: StorageWeakRef | None
+    place: tuple[int, ...]
 
     @classmethod
     def of(cls, values: Tensor, *known: Tallied | None) -> Tallied:
         """The tally of ``[T, B, *units]``, taken from one of `known` where it is of the same."""
+        if values.is_inference() or not values.is_contiguous():
+            return cls(tally(values, sequence=True), None, ())
         storage = StorageWeakRef(values.untyped_storage())
         place = (
             values.storage_offset(),
             *values.shape[:2],
             values.numel(),
-            None if values.is_inference() else values._version,
+            values.element_size(),
+            values._version,
         )
-        if values.is_contiguous():
-            for other in known:
-                if (
-                    other is not None
-                    and other.place == place
-                    and other.storage.cdata == storage.cdata
-                    and not other.storage.expired()
-                ):
-                    return cls(other.tally.reshaped(values.shape[2:]), storage, place)
-        else:
-            place = (None,)
+        for other in known:
+            if (
+                other is not None
+                and other.storage is not None
+                and other.place == place
+                and other.storage.cdata == storage.cdata
+                and not other.storage.expired()
+            ):
+                return cls(other.tally.reshaped(values.shape[2:]), storage, place)
         return cls(tally(values, sequence=True), storage, place)
 
     @property
@@ -76,26 +77,41 @@ class Sums:
     def add(self, series: Mapping[Series, Tensor], phases: Tensor, values: Sequence[Tally]) -> None:
         """Adds one run: series ``[T]``, spread over its `phases`, ``[phases, T]``."""
         for name, counts in series.items():
-            spread = phases.to(counts.device) * counts
+            spread = phases.to(counts.device, non_blocking=True) * counts
             known = self.series.get(name)
             self.series[name] = spread if known is None else grown(known.to(spread.device), spread)
         if values:
-            least = torch.cat([value.least for value in values]).amin()
-            most = torch.cat([value.most for value in values]).amax()
+            device = values[-1].least.device
+            least = torch.cat([value.least.to(device) for value in values]).amin()
+            most = torch.cat([value.most.to(device) for value in values]).amax()
             self.least = least if self.least is None else torch.minimum(self.least, least)
             self.most = most if self.most is None else torch.maximum(self.most, most)
 
-    def counts(self, row: Row, phases: Sequence[int]) -> LayerCounts:
-        """The counts as a budget takes them, of some phases."""
-        return LayerCounts(
-            name=row.name,
-            kind=row.kind,
-            neurons=row.neurons,
-            synapses=0 if row.synapses is None else round(float(row.synapses)),
-            series={name: counts[list(phases)] for name, counts in self.series.items()},
-            **({} if self.least is None else {"least": float(self.least)}),
-            **({} if self.most is None else {"most": float(self.most)}),
-        )
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """One call.
+
+    Attributes:
+        t0, t1: its timesteps.
+        tick: how often the whole model had been called before.
+        series: counts, ``[t1 - t0]`` each.
+        by_sample: counts of each sample, ``[t1 - t0, B]``; empty unless they are wanted.
+        dense: dense operations of a sample and timestep.
+        values: what the layer received, or emitted.
+    """
+
+    t0: int
+    t1: int
+    tick: int
+    series: Mapping[Series, Tensor]
+    by_sample: Mapping[Series, Tensor]
+    dense: int
+    values: Tally | None
+
+    def at(self, t0: int) -> Noted:
+        """The same call, its timesteps counted from `t0`."""
+        return replace(self, t0=t0, t1=t0 + self.t1 - self.t0)
 
 
 class Row:
@@ -105,51 +121,73 @@ class Row:
         name: the row's name in the budget.
         kind: class name of the layer.
         diagonal: whether its weights are one-to-one.
+        keeps_time: whether it is called exactly once per timestep, as a layer with state is.
     """
 
-    def __init__(self, name: str, kind: str, *, diagonal: bool = False) -> None:
+    def __init__(
+        self, name: str, kind: str, *, diagonal: bool = False, keeps_time: bool = False
+    ) -> None:
         self.name, self.kind = name, kind
+        self.keeps_time = keeps_time
         self.neurons = 0
         self.spiking = False
+        self.inputs = self.outputs = 0
         self.synapses: Tensor | None = None
         self.last: Tallied | None = None
         self.shown, self.idle = Sums(), Sums()
+        self.noted: list[Noted] = []
         self._diagonal = diagonal
         self._known_fan_out = FanOut(diagonal=diagonal)
-        self._dense: dict[tuple[int, ...], int] = {}
+        self._dense: dict[tuple[object, ...], int] = {}
         self._dense_now = 0
-        self.drop_run()
 
     def drop_run(self) -> None:
-        """Forgets the current run."""
+        """Forgets the current run; the next one looks at the weights anew."""
         self.last = None
+        self.noted = []
         self._known_fan_out.refresh()
-        self._noted: list[_Noted] = []
 
     @property
     def n_timesteps(self) -> int:
         """Timesteps of the current run seen so far, idle ones apart."""
-        return max((call.t1 for call in self._noted), default=0)
+        return max((call.t1 for call in self.noted), default=0)
 
-    def fan_out(self, operator: Operator, unit_shape: torch.Size) -> Tensor:
+    def fan_out(
+        self,
+        operator: Operator,
+        unit_shape: torch.Size,
+        device: torch.device | None = None,
+        output_size: torch.Size | None = None,
+    ) -> Tensor:
         """The fan-out of the row's weights, float64 ``[*units]``."""
-        fan_out = self._known_fan_out(operator, unit_shape)
-        if tuple(unit_shape) not in self._dense:
-            self._dense[tuple(unit_shape)] = dense_synops(
-                operator, unit_shape, diagonal=self._diagonal
+        fan_out = self._known_fan_out(operator, unit_shape, output_size, device)
+        shapes = (unit_shape, output_size)
+        if shapes not in self._dense:
+            self._dense[shapes] = dense_synops(
+                operator, unit_shape, diagonal=self._diagonal, output_size=output_size
             )
             self.synapses = fan_out.sum()
-        self._dense_now = self._dense[tuple(unit_shape)]
+            self.inputs = math.prod(unit_shape)
+        self._dense_now = self._dense[shapes]
         return fan_out
 
     def note(
-        self, observation: Observation, series: Mapping[Series, Tensor], values: Tally | None = None
+        self,
+        observation: Observation,
+        tick: int,
+        series: Mapping[Series, Tensor],
+        by_sample: Mapping[Series, Tensor],
+        values: Tally,
+        *,
+        synaptic: bool,
     ) -> None:
-        """Notes the counts of one call, ``[t1 - t0]`` each, and what synapses received."""
-        dense = self._dense_now if values is not None else 0
-        self._noted.append(_Noted(observation.t0, observation.t1, series, dense, values))
+        """Notes the counts of one call, ``[t1 - t0]`` each, and what it was counted from."""
+        dense = self._dense_now if synaptic else 0
+        self.noted.append(
+            Noted(observation.t0, observation.t1, tick, series, by_sample, dense, values)
+        )
 
-    def note_silence(self, observation: Observation, operator: Operator) -> None:
+    def note_silence(self, observation: Observation, tick: int, operator: Operator) -> None:
         """Notes a call in which the synapses received nothing: dense operations count all the same.
 
         A convolution's input shape is the layer's own; a matrix's is its second axis.
@@ -159,66 +197,109 @@ class Row:
             self.fan_out(operator, operator.shape[1:])
         elif output is not None:
             self.fan_out(operator, output.shape[2:])
-        self._noted.append(_Noted(observation.t0, observation.t1, {}, self._dense_now, None))
+        self.noted.append(
+            Noted(observation.t0, observation.t1, tick, {}, {}, self._dense_now, None)
+        )
 
-    def close_run(self, phases: Tensor, idle: Tensor, batch_size: int) -> None:
+    def close_run(self, phases: Tensor, idle: Tensor, batch_size: int) -> dict[Series, Tensor]:
         """Adds the run to the sums.
 
         Args:
             phases: the phases of its timesteps, ``[phases, T]`` of 0 and 1.
             idle: the same of its idle timesteps, ``[1, T_idle]``.
             batch_size: B.
+
+        Returns:
+            What was counted of each sample, ``[T, B]``; empty where it was not wanted.
         """
         n_idle = idle.shape[1]
-        shown = [call for call in self._noted if call.t0 >= 0]
-        before = [call.later(n_idle) for call in self._noted if call.t0 < 0]
+        shown = [call for call in self.noted if call.t0 >= 0]
+        before = [call.at(call.t0 + n_idle) for call in self.noted if call.t0 < 0]
         self._add(self.shown, shown, phases, batch_size)
-        self._add(self.idle, before, idle, batch_size)
+        if n_idle:
+            self._add(self.idle, before, idle, batch_size)
+        by_sample = self._by_sample(shown, phases.shape[1], batch_size)
         self.drop_run()
+        return by_sample
 
-    def _add(self, sums: Sums, calls: Sequence[_Noted], phases: Tensor, batch_size: int) -> None:
+    def counts(self, sums: Sums, phases: Sequence[int]) -> LayerCounts:
+        """The sums of this row as a budget takes them, of some phases."""
+        return LayerCounts(
+            name=self.name,
+            kind=self.kind,
+            neurons=self.neurons,
+            synapses=0 if self.synapses is None else round(float(self.synapses)),
+            inputs=self.inputs,
+            outputs=self.outputs,
+            series={name: counts[list(phases)] for name, counts in sums.series.items()},
+            **({} if sums.least is None else {"least": float(sums.least)}),
+            **({} if sums.most is None else {"most": float(sums.most)}),
+        )
+
+    def _add(self, sums: Sums, calls: Sequence[Noted], phases: Tensor, batch_size: int) -> None:
         n_timesteps = phases.shape[1]
-        names = {name for call in self._noted for name in call.series}
-        series = {name: _over_time(calls, name, n_timesteps) for name in names}
-        times = torch.zeros(n_timesteps, dtype=torch.float64)
-        dense = torch.zeros(n_timesteps, dtype=torch.float64)
-        for call in calls:
-            times[call.t0 : call.t1] = 1
-            dense[call.t0 : call.t1] += call.dense
+        names = {name for call in self.noted for name in call.series}
+        series = {
+            name: _over_time(
+                [(call.t0, call.series[name]) for call in calls if name in call.series], n_timesteps
+            )
+            for name in names
+        }
         if self.neurons:
-            series["neuron_updates"] = times * self.neurons * batch_size
+            series["neuron_updates"] = self._updates(calls, n_timesteps) * batch_size
             if self.spiking:
                 series["spikes"] = series["neuron_updates_active"]
-        if "synops" in series or self.synapses is not None:
-            series["synops_dense"] = dense * batch_size
-            for name in ("synops", "synops_weighted"):
+        if self.synapses is not None:
+            series["synops_dense"] = self._dense_over_time(calls, n_timesteps) * batch_size
+            for name in ("synops", "synops_weighted", "events"):
                 series.setdefault(name, torch.zeros(n_timesteps, dtype=torch.float64))
         sums.add(series, phases, [call.values for call in calls if call.values is not None])
 
+    def _by_sample(
+        self, calls: Sequence[Noted], n_timesteps: int, batch_size: int
+    ) -> dict[Series, Tensor]:
+        names = {name for call in calls for name in call.by_sample}
+        series = {
+            name: _over_time(
+                [(call.t0, call.by_sample[name]) for call in calls if name in call.by_sample],
+                n_timesteps,
+            )
+            for name in names
+        }
+        if names and self.neurons:
+            updates = self._updates(calls, n_timesteps)
+            series["neuron_updates"] = updates[:, None].expand(-1, batch_size)
+            if self.spiking:
+                series["spikes"] = series["neuron_updates_active"]
+        if names and self.synapses is not None:
+            dense = self._dense_over_time(calls, n_timesteps)
+            series["synops_dense"] = dense[:, None].expand(-1, batch_size)
+        return series
 
-@dataclass(frozen=True, slots=True)
-class _Noted:
-    """One call: its timesteps, counts ``[t1 - t0]``, dense operations of a sample and timestep."""
+    def _updates(self, calls: Sequence[Noted], n_timesteps: int) -> Tensor:
+        times = torch.zeros(n_timesteps, dtype=torch.float64)
+        for call in calls:
+            times[call.t0 : call.t1] = self.neurons
+        return times
 
-    t0: int
-    t1: int
-    series: Mapping[Series, Tensor]
-    dense: int
-    values: Tally | None
-
-    def later(self, steps: int) -> _Noted:
-        """The same call, its timesteps counted from `steps` earlier."""
-        return replace(self, t0=self.t0 + steps, t1=self.t1 + steps)
+    def _dense_over_time(self, calls: Sequence[Noted], n_timesteps: int) -> Tensor:
+        dense = torch.zeros(n_timesteps, dtype=torch.float64)
+        for call in calls:
+            dense[call.t0 : call.t1] += call.dense
+        return dense
 
 
-def _over_time(calls: Sequence[_Noted], name: Series, n_timesteps: int) -> Tensor:
-    """One series of all calls, float64 ``[T]``; a timestep called twice holds the sum."""
-    counted = [(call, call.series[name]) for call in calls if name in call.series]
+def _over_time(counted: Sequence[tuple[int, Tensor]], n_timesteps: int) -> Tensor:
+    """Counts of calls, ``[t, ...]`` each from its timestep on, as float64 ``[T, ...]``.
+
+    A timestep called twice holds the sum.
+    """
     if not counted:
         return torch.zeros(n_timesteps, dtype=torch.float64)
-    joined = torch.cat([counts.reshape(-1) for _, counts in counted])
-    steps = [t for call, _ in counted for t in range(call.t0, call.t1)]
+    device = counted[-1][1].device
+    joined = torch.cat([counts.to(device) for _, counts in counted])
+    steps = [t for t0, counts in counted for t in range(t0, t0 + len(counts))]
     if steps == list(range(n_timesteps)):
         return joined
-    over_time = joined.new_zeros(n_timesteps)
-    return over_time.index_add_(0, torch.tensor(steps, device=joined.device), joined)
+    over_time = joined.new_zeros(n_timesteps, *joined.shape[1:])
+    return over_time.index_add_(0, torch.tensor(steps).to(device, non_blocking=True), joined)

@@ -3,7 +3,9 @@
 Counted: every nonzero weight of Linear, Conv1d/2d/3d and ConvTranspose1d/2d/3d (stride, dilation,
 groups, every padding and padding mode), of a raw weight matrix ``[out, in]`` and of a one-to-one
 connection; each weight once per place where it acts, so edges are exact and shared weights count
-at every position. Not counted: biases, zero (pruned) weights, and products with padding zeros.
+at every position. Average pooling and batch normalisation have their connections counted, too,
+where they are asked for. Not counted: biases, zero (pruned) weights, and products with padding
+zeros.
 
 A connection of a convolution is separable: along each spatial axis the geometry alone says which
 (input position, kernel tap) pairs meet an output, and the weights alone say how many nonzero taps
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dynvision_snn.energy.foldable import foldable_dense, foldable_fan_out, is_foldable
 from dynvision_snn.errors import EnergyError
 
 Operator = nn.Module | Tensor
@@ -53,7 +56,13 @@ def refusal(module: nn.Module) -> str | None:
     return f"no counting rule for {type(module).__name__}"
 
 
-def fan_out(operator: Operator, unit_shape: Sequence[int], *, diagonal: bool = False) -> Tensor:
+def fan_out(
+    operator: Operator,
+    unit_shape: Sequence[int],
+    *,
+    diagonal: bool = False,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
     """Number of nonzero weights that each input unit reaches.
 
     Args:
@@ -65,6 +74,8 @@ def fan_out(operator: Operator, unit_shape: Sequence[int], *, diagonal: bool = F
         unit_shape: shape of one sample's input, ``[*features]``, without batch and time. A
             Linear's or matrix's further leading axes (tokens) share its weights.
         diagonal: whether a tensor operator is one-to-one.
+        output_size: spatial size of the output of a ConvTranspose that was called with one;
+            others follow from the input's.
 
     Returns:
         float64 of shape `unit_shape`, on the weights' device; its sum is the number of synapses.
@@ -78,10 +89,13 @@ def fan_out(operator: Operator, unit_shape: Sequence[int], *, diagonal: bool = F
     shape = tuple(unit_shape)
     # Outside inference mode, so that a cached result may be used in training too.
     with torch.inference_mode(False), torch.no_grad():
+        if isinstance(operator, nn.Module) and is_foldable(operator):
+            return foldable_fan_out(operator, shape)
         weight = _acting_weight(operator)
         if isinstance(operator, _CONVOLUTIONS + _TRANSPOSED):
             taps = _nonzero_taps(operator, weight)
-            return _spread(taps, [r.to(taps) for r in _reaches(operator, shape)])
+            reaches = _reaches(operator, shape, output_size)
+            return _spread(taps, [r.to(taps, non_blocking=True) for r in reaches])
         nonzero = weight.ne(0).to(torch.float64)
         if diagonal:
             _check_diagonal(nonzero, shape)
@@ -90,7 +104,13 @@ def fan_out(operator: Operator, unit_shape: Sequence[int], *, diagonal: bool = F
         return nonzero.sum(0).expand(shape).clone()
 
 
-def dense_synops(operator: Operator, unit_shape: Sequence[int], *, diagonal: bool = False) -> int:
+def dense_synops(
+    operator: Operator,
+    unit_shape: Sequence[int],
+    *,
+    diagonal: bool = False,
+    output_size: Sequence[int] | None = None,
+) -> int:
     """Connections of one sample if no weight and no input were zero; edges exact.
 
     A function of shapes alone. Arguments and errors as in `fan_out`.
@@ -99,8 +119,11 @@ def dense_synops(operator: Operator, unit_shape: Sequence[int], *, diagonal: boo
     900
     """
     shape = tuple(unit_shape)
+    if isinstance(operator, nn.Module) and is_foldable(operator):
+        return foldable_dense(operator, shape)
     if isinstance(operator, _CONVOLUTIONS + _TRANSPOSED):
-        meetings = math.prod(int(reach.sum()) for reach in _reaches(operator, shape))
+        reaches = _reaches(operator, shape, output_size)
+        meetings = math.prod(int(reach.sum()) for reach in reaches)
         pairs = operator.in_channels * operator.out_channels // operator.groups
         return pairs * meetings
     weight = _acting_weight(operator)
@@ -138,12 +161,29 @@ class FanOut:
         self._sources: tuple[Tensor, ...] = ()
         self._fan_out: Tensor | None = None
 
-    def __call__(self, operator: Operator, unit_shape: Sequence[int]) -> Tensor:
-        """`fan_out` of `operator`; the same tensor as long as nothing changed."""
+    def __call__(
+        self,
+        operator: Operator,
+        unit_shape: Sequence[int],
+        output_size: Sequence[int] | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """`fan_out` of `operator`; the same tensor as long as nothing changed.
+
+        Args:
+            operator: as in `fan_out`.
+            unit_shape: as in `fan_out`.
+            output_size: as in `fan_out`.
+            device: where it is wanted; by default where the weights are.
+        """
         sources = _sources(operator)
-        key = (tuple(unit_shape), *(_fingerprint(source) for source in sources))
+        shapes = (tuple(unit_shape), output_size, device)
+        key = (*shapes, *(_fingerprint(source) for source in sources))
         if self._fan_out is None or key != self._key:
-            self._fan_out = fan_out(operator, unit_shape, diagonal=self._diagonal)
+            counted = fan_out(
+                operator, unit_shape, diagonal=self._diagonal, output_size=output_size
+            )
+            self._fan_out = counted if device is None else counted.to(device, non_blocking=True)
             self._key = key
             # Aliases keep the memory from being reused, so that equal addresses mean equal memory.
             self._sources = tuple(source.detach() for source in sources)
@@ -227,7 +267,9 @@ def _spread(taps: Tensor, reaches: Sequence[Tensor]) -> Tensor:
     return torch.einsum(f"c{kernel},{axes}->c{place}", taps, *reaches)
 
 
-def _reaches(conv: nn.Module, shape: tuple[int, ...]) -> list[Tensor]:
+def _reaches(
+    conv: nn.Module, shape: tuple[int, ...], output_size: Sequence[int] | None = None
+) -> list[Tensor]:
     """Per spatial axis, how often each (input position, kernel tap) meets an output: int64."""
     assert isinstance(conv, _CONVOLUTIONS + _TRANSPOSED)
     axes = len(conv.kernel_size)
@@ -245,6 +287,7 @@ def _reaches(conv: nn.Module, shape: tuple[int, ...]) -> list[Tensor]:
             assert not isinstance(conv.padding, str)
             padding, extra = conv.padding[axis], conv.output_padding[axis]
             out = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+            out = out if output_size is None else output_size[axis]
             reaches.append(_transposed_reach(size, out, kernel, stride, dilation, padding))
         else:
             left, right = _padding(conv.padding, axis, dilation * (kernel - 1))

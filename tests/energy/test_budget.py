@@ -405,7 +405,7 @@ class TestRefusals:
         "change", [{"least": math.nan}, {"most": math.inf}, {"least": math.nan, "most": math.nan}]
     )
     def test_bad_values_name_the_layer(self, change: dict) -> None:
-        with pytest.raises(EnergyError, match="'fc' received NaN or infinite values"):
+        with pytest.raises(EnergyError, match="'fc' took in or gave out NaN or infinite values"):
             dataclasses.replace(small().counts[0], **change)
 
     @pytest.mark.parametrize(

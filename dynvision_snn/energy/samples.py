@@ -1,0 +1,245 @@
+"""What each sample cost, up to its answer: energy beside decision time.
+
+While a batch runs, counts are kept by timestep and sample; of a finished run only a few numbers
+per sample stay: the whole, and the sums up to each moment asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynvision_snn.energy.hardware import HardwareProfile, resolve_profile
+from dynvision_snn.energy.layers import QUANTITIES, LayerCounts, Quantity, Series
+from dynvision_snn.energy.pricing import price_series
+from dynvision_snn.errors import EnergyError, known_names
+from dynvision_snn.timing import containing_steps
+
+WHOLE = "whole"
+"""The moment at the end of a run."""
+
+BySample = Mapping[str, Mapping[Series, Tensor]]
+"""Counts of some samples by row and series."""
+
+Kept = tuple[BySample, Tensor]
+"""Counts of some samples, and over how many timesteps they are."""
+
+SAMPLE_QUANTITIES: tuple[Quantity, ...] = tuple(q for q in QUANTITIES if q != "synops_weighted")
+"""What is counted of each sample."""
+
+PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a cost is spread over samples.
+
+    Attributes:
+        n_samples: samples that have the cost; those that never reached the moment have none.
+        mean: their mean.
+        std: their standard deviation, with ``n_samples - 1``; NaN of a single sample.
+        quantiles: by probability, linear between samples.
+    """
+
+    n_samples: int
+    mean: float
+    std: float
+    quantiles: dict[float, float]
+
+    @classmethod
+    def of(cls, values: Tensor, probabilities: Sequence[float] = PROBABILITIES) -> Spread:
+        """Of one value per sample, ``[N]``; NaN stands for none.
+
+        >>> Spread.of(torch.tensor([1.0, 2.0, 3.0, torch.nan])).mean
+        2.0
+        """
+        known = values[~values.isnan()].double()
+        n = len(known)
+        if n == 0:
+            return cls(0, torch.nan, torch.nan, dict.fromkeys(probabilities, torch.nan))
+        at = torch.tensor(probabilities, dtype=torch.float64)
+        # Not torch.quantile, which refuses more than 2**24 values.
+        place = at * (n - 1)
+        ordered = known.sort().values
+        low, high = place.floor().long(), place.ceil().long()
+        quantiles = torch.lerp(ordered[low], ordered[high], place - low)
+        return cls(
+            n_samples=n,
+            mean=float(known.mean()),
+            std=float(known.std()) if n > 1 else torch.nan,
+            quantiles=dict(zip(probabilities, quantiles.tolist(), strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunSamples:
+    """A finished run by timestep and sample, kept until the next one begins.
+
+    Attributes:
+        by_row: counts ``[T, B]`` by row and series.
+        n_timesteps: T.
+        batch_size: B.
+    """
+
+    by_row: BySample
+    n_timesteps: int
+    batch_size: int
+
+    def whole(self) -> Kept:
+        """Sums over the run, ``[1, B]`` each, and the timesteps they are of, ``[1, B]``."""
+        steps = torch.full((1, self.batch_size), float(self.n_timesteps), dtype=torch.float64)
+        summed = {
+            row: {name: counts.sum(0, keepdim=True) for name, counts in series.items()}
+            for row, series in self.by_row.items()
+        }
+        return summed, steps
+
+    def until(self, times: Tensor, onsets: Sequence[int], dt: float) -> Kept:
+        """Sums from each onset through the timestep of a moment.
+
+        Args:
+            times: moments in ms after each onset, ``[onsets, B]``; NaN for none.
+            onsets: timesteps at which the counting begins.
+            dt: length of a timestep in ms.
+
+        Returns:
+            Sums, ``[onsets, B]`` each, and the timesteps they are of; NaN where there is no moment.
+
+        Raises:
+            EnergyError: times of another shape, or beyond the run.
+        """
+        expected = (len(onsets), self.batch_size)
+        if tuple(times.shape) != expected:
+            raise EnergyError(
+                f"times have shape {list(times.shape)}; expected {list(expected)}: ms after each "
+                "onset, of each sample of the last run."
+            )
+        missing = times.isnan()
+        start = torch.tensor(onsets, device=times.device)[:, None]
+        stop = start + containing_steps(times.double().nan_to_num(0.0), dt) + 1
+        if bool((stop > self.n_timesteps).any()) or any(onset < 0 for onset in onsets):
+            raise EnergyError(
+                f"a moment lies outside of the run of {self.n_timesteps} timesteps "
+                f"({self.n_timesteps * dt:g} ms); times are in ms after the onset."
+            )
+
+        def between(counts: Tensor) -> Tensor:
+            total = torch.cat([torch.zeros_like(counts[:1]), counts.cumsum(0)])
+            taken = total.gather(0, stop.to(counts.device)) - total.gather(
+                0, start.expand(expected).to(counts.device)
+            )
+            return taken.masked_fill(missing.to(counts.device), torch.nan)
+
+        summed = {
+            row: {name: between(counts) for name, counts in series.items()}
+            for row, series in self.by_row.items()
+        }
+        return summed, (stop - start).double().masked_fill(missing, torch.nan)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SampleEnergy:
+    """The cost of every sample, up to each moment that was marked.
+
+    Attributes:
+        rows: the layers of the whole measurement; they decide which operations are ACs and MACs.
+        counts: by moment, row and series, ``[onsets, N]`` (``[1, N]`` of the whole run); NaN of a
+            sample that has no such moment.
+        timesteps: by moment, how many timesteps are summed.
+    """
+
+    rows: Sequence[LayerCounts]
+    counts: Mapping[str, BySample]
+    timesteps: Mapping[str, Tensor]
+
+    @classmethod
+    def of_runs(
+        cls, rows: Sequence[LayerCounts], runs_by_moment: Mapping[str, Sequence[Kept]]
+    ) -> SampleEnergy:
+        """The runs of a measurement, one after the other."""
+        counts: dict[str, BySample] = {}
+        timesteps: dict[str, Tensor] = {}
+        for moment, runs in runs_by_moment.items():
+            timesteps[moment] = torch.cat([steps.cpu() for _, steps in runs], dim=1)
+            counts[moment] = {
+                row.name: {name: _joined(row.name, name, runs) for name in _by_sample(row)}
+                for row in rows
+            }
+        return cls(rows, counts, timesteps)
+
+    @property
+    def n_samples(self) -> int:
+        """Samples measured."""
+        return self.timesteps[WHOLE].shape[1]
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What was marked; ``"whole"`` always."""
+        return tuple(self.timesteps)
+
+    def operations(self, quantity: str, until: str = WHOLE) -> Tensor:
+        """One count of every sample, from the onset through its moment: float64 ``[onsets, N]``.
+
+        Raises:
+            EnergyError: an unknown quantity or moment.
+        """
+        for known in SAMPLE_QUANTITIES:
+            if quantity == known:
+                return self._quantity(known, until)
+        raise EnergyError(
+            f"Unknown quantity {quantity!r}. {known_names(quantity, SAMPLE_QUANTITIES)}"
+        )
+
+    def joules(
+        self, profile: str | HardwareProfile | Mapping[str, object], until: str = WHOLE
+    ) -> Tensor:
+        """J of every sample on a profile, from the onset through its moment: ``[onsets, N]``.
+
+        As in a budget, what the profile has no figure for is left out: ask
+        `EnergyBudget.joules` what it lacks.
+
+        Raises:
+            EnergyError: an unknown profile or moment.
+        """
+        counts = {str(quantity): self._quantity(quantity, until) for quantity in SAMPLE_QUANTITIES}
+        return price_series(resolve_profile(profile), counts, self._timesteps(until))
+
+    def _timesteps(self, until: str) -> Tensor:
+        if until not in self.timesteps:
+            raise EnergyError(f"Unknown moment {until!r}. {known_names(until, self.moments)}")
+        return self.timesteps[until]
+
+    def _quantity(self, quantity: Quantity, until: str) -> Tensor:
+        total = torch.zeros_like(self._timesteps(until))
+        for row in self.rows:
+            found = _series(row, self.counts[until][row.name], quantity)
+            if found is not None:
+                total = total + found
+        # A row without the series says nothing, but a sample without the moment has no cost.
+        return total.masked_fill(self._timesteps(until).isnan(), torch.nan)
+
+
+def _series(row: LayerCounts, counts: Mapping[Series, Tensor], quantity: Quantity) -> Tensor | None:
+    if quantity in ("synops_ac", "synops_mac"):
+        has_them = row.carries_spikes == (quantity == "synops_ac")
+        return counts.get("synops") if has_them else None
+    return counts.get(quantity)
+
+
+def _by_sample(row: LayerCounts) -> list[Series]:
+    """The series of a row that are kept by sample."""
+    return [name for name in row.series if name not in ("synops_weighted", "events")]
+
+
+def _joined(row: str, name: Series, runs: Sequence[Kept]) -> Tensor:
+    """One series of every run's samples; 0 in runs in which the layer was not called."""
+    parts = [
+        by_row[row][name].cpu()
+        if name in by_row.get(row, {})
+        else torch.where(steps.cpu().isnan(), torch.nan, 0.0).double()
+        for by_row, steps in runs
+    ]
+    return torch.cat(parts, dim=1)
