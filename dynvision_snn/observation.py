@@ -78,6 +78,7 @@ class Run:
         phases: `Phase` code of every timestep, int8 ``[T]`` on the CPU; None where unknown.
         dt: length of a timestep in ms; None where unknown.
         continued: whether the run goes on from another run's state.
+        with_grad: whether autograd records it, idle time apart; None where unknown.
         clock: the current timestep, where the run is stepped from outside.
         rhythms: how each module is called, where the model has its own time loop.
     """
@@ -87,6 +88,7 @@ class Run:
     phases: Tensor | None = None
     dt: float | None = None
     continued: bool = False
+    with_grad: bool | None = None
     clock: Clock | None = None
     rhythms: Mapping[str, Rhythm] = field(default_factory=dict)
 

@@ -113,17 +113,21 @@ class Recorder(Listener):
 
     def __init__(self) -> None:
         self._observed: dict[str, list[Observation]] = {}
+        self._without_grad: set[str] = set()
 
     def observe(self, observation: Observation) -> None:
         """Keeps the observation, unless checkpointing only repeats it."""
         if not observation.recomputed:
             self._observed.setdefault(observation.name, []).append(observation)
+            if not torch.is_grad_enabled():
+                self._without_grad.add(observation.name)
 
     def recording(self, layer: Layer) -> LayerRecording | None:
         """All timesteps of one layer; None if it was not reached.
 
         Raises:
-            ObservationError: if it was not called exactly once at each timestep.
+            ObservationError: if it was not called exactly once at each timestep, or under
+                reentrant activation checkpointing.
         """
         observed = self._observed.get(layer.name)
         if not observed:
@@ -137,6 +141,13 @@ class Recorder(Listener):
                 f"layer {layer.name!r} ({type(layer.module).__name__}) cannot be recorded: it was "
                 f"not called once at each of {n_timesteps} timesteps. Give each use of it a module "
                 "of its own."
+            )
+        # A checkpoint gives what it returns a gradient after the layer was observed without one.
+        if output.requires_grad and layer.name in self._without_grad:
+            raise ObservationError(
+                f"layer {layer.name!r} ({type(layer.module).__name__}) runs under reentrant "
+                "activation checkpointing, so what is recorded of it would have no gradient. Use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
         if layer.traits.role is Role.INTEGRATOR:
             membrane: Tensor | None = output

@@ -83,6 +83,7 @@ def look(
     states = state_arguments(net, root)
     subject = _Subject(net, watched, example[:1], states, readout)
     refusals: dict[str, str] = {}
+    cause: Exception | None = None
     for way, attempt in _attempts(
         subject, stepping or _likely(net, watched, adapters), time_axis, n_timesteps
     ):
@@ -94,14 +95,14 @@ def look(
         except _Misfit as misfit:
             refusals[way] = str(misfit)
         except _MISFIT as error:
-            refusals[way] = f"{type(error).__name__}: {error}"
+            refusals[way], cause = f"{type(error).__name__}: {error}", error
     tried = "\n".join(f"  as {name!r}: {reason}" for name, reason in refusals.items())
     raise WrapError(
         f"how {type(net).__name__} is run could not be told from a batch of shape "
         f"{list(example.shape)} per timestep. Tried:\n{tried}\nSay it by hand: "
         'wrap(net, stepping="step") for a model called once per timestep, '
         'stepping="sequence" (and time_axis=) for one with the time loop inside.'
-    )
+    ) from cause
 
 
 @dataclass(frozen=True, slots=True)

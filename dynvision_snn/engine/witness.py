@@ -189,7 +189,7 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
     ]
     # An inference tensor is never written in place outside of inference mode.
     buffers = [
-        (buffer, buffer._version, buffer.detach().clone())
+        (buffer, buffer.detach().clone())
         for module in everything
         for buffer in module._buffers.values()
         if buffer is not None and not buffer.is_inference()
@@ -200,9 +200,10 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
         for now, before in [*attributes, *contents]:
             _refill(now, before)
         with torch.no_grad():
-            for buffer, version, value in buffers:
+            for buffer, value in buffers:
                 # What was not written stays so: a graph of the user's may have saved it.
-                if buffer._version != version:
+                # (Versions would not tell: batch normalisation writes without one.)
+                if not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 

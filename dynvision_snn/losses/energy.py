@@ -202,6 +202,7 @@ class EnergyLoss(BaseLoss, Listener):
     def begin_run(self, run: Run) -> None:
         """A TimedModel's run starts a new accumulation."""
         self.reset()
+        self._with_grad = run.with_grad
 
     def abandon_run(self, run: Run) -> None:
         """A run that failed leaves nothing behind."""
@@ -263,11 +264,12 @@ class EnergyLoss(BaseLoss, Listener):
 
     def _check_same_accumulation(self, name: str, batch_size: int) -> None:
         with_grad = torch.is_grad_enabled()
-        if self._with_grad is None:
-            self._with_grad, self._batch_size = with_grad, batch_size
+        if self._batch_size is None:
+            self._batch_size = batch_size
             # What backward recomputes from now on is of this accumulation, not of the last.
             self._taken_with_grad = None
-            return
+        if self._with_grad is None:
+            self._with_grad = with_grad
         changed = []
         if with_grad is not self._with_grad:
             changed.append("with and without gradient")
@@ -323,5 +325,6 @@ def _monitored(modules: Sequence[Watched], monitor: Monitor | None) -> list[Watc
 def _no_way_to_monitor(item: object) -> LossError:
     return LossError(
         f"monitor holds a {type(item).__name__}. Expected layer names, module types, or a "
-        "predicate of name and module: monitor=['fc1'], monitor=nn.Linear, monitor=lambda name, module: ..."
+        "predicate of name and module: monitor=['fc1'], monitor=nn.Linear, or "
+        "monitor=lambda name, module: name.startswith('fc')."
     )
