@@ -223,7 +223,7 @@ class SampleEnergy:
 
 
 def _series(row: LayerCounts, counts: Mapping[Series, Tensor], quantity: Quantity) -> Tensor | None:
-    if quantity in ("synops_ac", "synops_mac"):
+    if quantity == "synops_ac" or quantity == "synops_mac":
         has_them = row.carries_spikes == (quantity == "synops_ac")
         return counts.get("synops") if has_them else None
     return counts.get(quantity)
