@@ -15,8 +15,9 @@ except ImportError as error:
 
 import torch
 
-from dynvision_snn.demo import BUILDERS, DemoSettings, factory, run_demo
+from dynvision_snn.demo import BUILDERS, DemoSettings, run_demo
 from dynvision_snn.description import describe as describe_model
+from dynvision_snn.factories import model_factory
 from dynvision_snn.model import TimedModel, wrap
 from dynvision_snn.report.files import check_free
 from dynvision_snn.report.tables import Column, lay_out, to_text
@@ -98,7 +99,7 @@ def compare(
     builders = {} if only else dict(BUILDERS)
     for text in model or []:
         name, _, path = text.rpartition("=")
-        builders[name or text.rpartition(":")[2]] = factory(path)
+        builders[name or text.rpartition(":")[2]] = model_factory(path)
     sys.stderr.write(f"{settings.presentation().describe()}\n")
     comparison = run_demo(builders, settings, on_epoch=_report_epoch)
     comparison.save(out, force=force)
@@ -124,7 +125,7 @@ def describe(
     ] = None,
 ) -> None:
     """Show what the adapters find in a model: layers, roles, time constants, synapses."""
-    net = factory(model)(dt)
+    net = model_factory(model)(dt)
     wrapped = net if isinstance(net, TimedModel) else wrap(net, dt)
     images = None if features is None else torch.ones(1, *_shape(features))
     found = describe_model(wrapped, images)

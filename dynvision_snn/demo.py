@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from inspect import signature
 from typing import Any
 
 import torch
@@ -124,38 +122,6 @@ BUILDERS: Mapping[str, Callable[[float], nn.Module]] = {
     "GRU": lambda dt: GRUClassifier(),
 }
 """The comparison's own models by name; each is built for a dt in ms."""
-
-
-def factory(path: str) -> Callable[[float], nn.Module]:
-    """The builder that ``package.module:name`` names.
-
-    It is called with ``dt=`` in ms if it takes that, and else without arguments. Importing it runs
-    the code of its module.
-
-    Raises:
-        ConfigError: if the path is no such path, or what it names is not there or not callable.
-
-    >>> factory("torch.nn:ReLU")(2.0)
-    ReLU()
-    """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ConfigError(
-            f"{path!r} names no model; expected package.module:factory, such as mynets.small:build."
-        )
-    try:
-        build = vars(import_module(module_name))[name]
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{path!r}: no module {error.name!r} could be imported. Run from the folder that holds "
-            "it, or install it."
-        ) from error
-    except KeyError as error:
-        raise ConfigError(f"{path!r}: the module {module_name!r} has no {name!r}.") from error
-    if not callable(build):
-        raise ConfigError(f"{path!r} is a {type(build).__name__}; expected a function or class.")
-    takes_dt = "dt" in signature(build).parameters
-    return lambda dt: build(dt=dt) if takes_dt else build()
 
 
 def run_demo(

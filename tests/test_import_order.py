@@ -39,6 +39,7 @@ ROOMS = [
     "simulation",
     "comparison",
     "data",
+    "factories",  # what a text of the command line or a configuration names
     "config",
     "training",
     "",  # the package itself, which exports from all above
@@ -64,8 +65,8 @@ OPTIONAL = {
     "h5py": ["data/events.py"],
     "pydantic": ["config.py"],
     "yaml": ["config.py", "energy/hardware.py"],  # profile files are read below the config
-    "lightning": ["training/lightning.py"],
-    "pytorch_lightning": ["training/lightning.py"],
+    "lightning": ["training/lightning/"],
+    "pytorch_lightning": ["training/lightning/"],
     "typer": ["cli.py"],
 }
 

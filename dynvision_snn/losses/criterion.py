@@ -128,6 +128,19 @@ class Criterion(nn.Module):
         Raises:
             LossError: a loss refuses the two, or is not a scalar.
         """
+        values = self.values(outputs, targets)
+        total, *others = (self._weights[label] * value for label, value in values.items())
+        for other in others:
+            total = total + other.to(total.device)
+        return total
+
+    def values(
+        self, outputs: Tensor | None = None, targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Each loss by label, unweighted and with its graph, for a sum of one's own.
+
+        Arguments and errors as in `forward`.
+        """
         with ExitStack() as undo:
             # A batch whose loss fails must not be mixed into the activity of the next.
             undo.callback(self.reset)
@@ -142,11 +155,8 @@ class Criterion(nn.Module):
                     f"{label} returned {list(value.shape)}. Expected a scalar: reduce its values "
                     "with apply_reduction."
                 )
-        total, *others = (self._weights[label] * value for label, value in values.items())
-        for other in others:
-            total = total + other.to(total.device)
         self.components = {label: value.detach() for label, value in values.items()}
-        return total
+        return values
 
     def register_hooks(self, model: nn.Module) -> None:
         """Let every loss that observes a model observe this one; all of them, or none.

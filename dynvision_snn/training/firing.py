@@ -1,0 +1,131 @@
+"""The mean firing rate as a differentiable number in Hz: what an energy limit in hertz limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.adapters import Adapter, Adapters, Role
+from dynvision_snn.errors import LossError
+from dynvision_snn.losses import BaseLoss
+from dynvision_snn.observation import Attachment, Listener, Observation, Run, watchable
+
+
+def spike_count(values: Tensor) -> Tensor:
+    """Spikes of each sample: nonzero values, whose gradient is that of their sum.
+
+    So a silent neuron near its threshold feels it too, through its surrogate gradient; and a graded
+    spike counts once.
+
+    Args:
+        values: ``[T, B, *units]``.
+
+    Returns:
+        ``[B]``, in float32 at least.
+
+    >>> spikes = torch.tensor([[[0.0, 3.0]], [[3.0, 0.0]]], requires_grad=True)
+    >>> spike_count(spikes)
+    tensor([2.], grad_fn=<AddBackward0>)
+    """
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    total = values.sum((0, *range(2, values.ndim)), dtype=dtype)
+    nonzero = values.detach().ne(0).sum((0, *range(2, values.ndim)))
+    return total + (nonzero.to(dtype) - total.detach())
+
+
+class FiringRate(BaseLoss, Listener):
+    """The mean rate of all neurons that can spike, over the whole run, in Hz.
+
+    The same number as ``budget.total.firing_rate`` of an `EnergyMeter`: idle time is in neither.
+    It needs a `TimedModel`, which knows how long a timestep is.
+
+    Args:
+        reduction: over the batch: ``"mean"``, ``"sum"``, or ``"none"`` for ``[B]``.
+        adapters: adapters for further libraries.
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    _attachment: Attachment | None
+    _spikes: dict[str, Tensor]
+    _neuron_steps: dict[str, int]
+    _dt: float | None
+
+    def __init__(self, reduction: str = "mean", adapters: Iterable[Adapter] = ()) -> None:
+        super().__init__(reduction)
+        self._adapters = tuple(adapters)
+        self._attachment = None
+        self._dt = None
+        self.reset()
+
+    def register_hooks(self, model: nn.Module) -> None:
+        """Starts to observe the spiking layers of `model`.
+
+        Raises:
+            LossError: if it observes a model already, or `model` has no spiking layer.
+        """
+        if self._attachment is not None:
+            raise LossError("this FiringRate observes a model already; use one for each model.")
+        modules = watchable(model, Adapters(self._adapters) if self._adapters else None)
+        spiking = [w for w in modules if w.layer and w.layer.traits.role is Role.SPIKING]
+        if not spiking:
+            raise LossError(
+                f"{type(model).__name__} has no layer that spikes, so it has no firing rate. Limit "
+                "its 'activity', 'synops' or 'joules' instead."
+            )
+        self._attachment = Attachment(model, self, spiking)
+        self.reset()
+
+    def remove_hooks(self) -> None:
+        """Gives every hook back."""
+        if self._attachment is not None:
+            self._attachment.close()
+            self._attachment = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was observed since the rate was last taken."""
+        self._spikes, self._neuron_steps = {}, {}
+
+    def begin_run(self, run: Run) -> None:
+        """A run starts a new count."""
+        self.reset()
+        self._dt = run.dt
+
+    def abandon_run(self, run: Run) -> None:
+        """A run that failed leaves nothing behind."""
+        self.reset()
+
+    def observe(self, observation: Observation) -> None:
+        """Adds the spikes of one observation."""
+        output, name = observation.output, observation.name
+        if output is None:
+            raise LossError(f"the spikes of layer {name!r} could not be read over time.")
+        spikes = spike_count(output)
+        if observation.recomputed:
+            return
+        known = self._spikes.get(name)
+        self._spikes[name] = spikes if known is None else known.to(spikes.device) + spikes
+        steps = (observation.t1 - observation.t0) * output[0, 0].numel()
+        self._neuron_steps[name] = self._neuron_steps.get(name, 0) + steps
+
+    def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
+        """The rate of each sample in Hz, ``[B]``; empties the count.
+
+        Raises:
+            LossError: without hooks, without an observed timestep, or outside a TimedModel.
+        """
+        if self._attachment is None or not self._spikes or self._dt is None:
+            raise LossError(
+                "FiringRate observed no run of a TimedModel since it was last taken. Register it "
+                "on one (build_criterion(..., model=model) does), and run that first."
+            )
+        counted = list(self._spikes.values())
+        device = counted[0].device
+        total = torch.stack([spikes.to(device) for spikes in counted]).sum(0)
+        seconds = sum(self._neuron_steps.values()) * self._dt * 1e-3
+        self.reset()
+        return total / seconds

@@ -1,0 +1,162 @@
+"""Training to an energy budget: a penalty that finds its own weight.
+
+The limit is a constraint, ``energy <= limit``, and the weight its Lagrange multiplier: while the
+energy of a batch is above the limit the weight grows, below it the weight shrinks, never under 0.
+Written for the relative violation ``v = energy / limit - 1``, so that one step size serves every
+unit:
+
+    multiplier <- max(0, multiplier + rate * v)              (dual ascent, once per batch)
+    weight      = max(0, multiplier + damping * v)           (augmented Lagrangian)
+    penalty     = weight * energy / limit
+
+The damping term is that of the method of multipliers (Hestenes 1969; Powell 1969); without it the
+energy swings about its limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.adapters import Adapter
+from dynvision_snn.energy import HardwareProfile, resolve_profile
+from dynvision_snn.errors import LossError, known_names
+from dynvision_snn.losses import BaseLoss, EnergyLoss
+from dynvision_snn.training.firing import FiringRate
+from dynvision_snn.training.joining import joined_mean
+
+Unit = Literal["activity", "hertz", "synops", "joules"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+
+
+class EnergyTarget(BaseLoss):
+    """Keeps the energy of a model under a limit while it learns, by a penalty of its own weight.
+
+    One term of a criterion, with weight 1 there. Each call in training mode takes the energy of
+    the batch (of all processes' shares of it) and moves the weight; in evaluation mode the weight
+    stays. The multiplier is a buffer: it is saved with the criterion and goes on where it was.
+
+    Args:
+        limit: what the energy may be at most, per sample, in `unit`.
+        unit: ``"activity"`` per unit and timestep (`EnergyLoss` with p=1); ``"hertz"``, mean rate
+            of all neurons that can spike; ``"synops"``, synaptic operations; ``"joules"`` on
+            `profile`.
+        profile: the hardware profile, for joules.
+        rate: step of the dual ascent.
+        damping: of the augmented Lagrangian.
+        adapters: adapters for further libraries.
+
+    Attributes:
+        energy: of the last batch, detached, 0-dim; NaN before the first.
+        weight: the penalty's weight at the last batch, 0-dim.
+
+    Raises:
+        LossError: a limit that is not above 0, an unknown unit, or joules without a profile.
+        EnergyError: an unknown profile.
+
+    >>> target = EnergyTarget(limit=20.0, unit="hertz")
+    >>> target
+    EnergyTarget(limit=20 Hz)
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    multiplier: Tensor
+    energy: Tensor
+    weight: Tensor
+
+    def __init__(
+        self,
+        limit: float,
+        unit: Unit = "activity",
+        profile: str | HardwareProfile | Mapping[str, Any] | None = None,
+        *,
+        rate: float = 0.05,
+        damping: float = 0.5,
+        adapters: Iterable[Adapter] = (),
+    ) -> None:
+        super().__init__("mean")
+        if unit not in UNITS:
+            raise LossError(f"EnergyTarget got unit={unit!r}. {known_names(str(unit), UNITS)}")
+        for name, value in (("limit", limit), ("rate", rate), ("damping", damping)):
+            least_is_open = name != "damping"
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if (
+                not number
+                or not math.isfinite(value)
+                or value < 0
+                or (least_is_open and value == 0)
+            ):
+                expected = "above 0" if least_is_open else "from 0 up"
+                raise LossError(f"EnergyTarget got {name}={value!r}; expected a number {expected}.")
+        if (profile is not None) != (unit == "joules"):
+            raise LossError(
+                f"EnergyTarget got unit={unit!r} and profile={profile!r}; expected a hardware "
+                "profile for joules, such as '45nm-fp32', and none for another unit."
+            )
+        self.limit, self.unit = float(limit), unit
+        self.profile = None if profile is None else resolve_profile(profile)
+        self.rate, self.damping = float(rate), float(damping)
+        self.measure = _measure(unit, self.profile, tuple(adapters))
+        self.register_buffer("multiplier", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
+        self.register_buffer("energy", torch.full((), math.nan), persistent=False)
+
+    def register_hooks(self, model: nn.Module) -> None:
+        """Starts to observe `model`."""
+        self.measure.register_hooks(model)
+
+    def remove_hooks(self) -> None:
+        """Gives every hook back."""
+        self.measure.remove_hooks()
+
+    def reset(self) -> None:
+        """Forgets what was observed since the loss was last taken; the weight stays."""
+        self.measure.reset()
+
+    def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
+        """The penalty of each sample, ``[B]``: ``weight * energy / limit``."""
+        energies = self.measure.compute_loss(None, None)
+        if self.training and torch.is_grad_enabled():
+            self._move(joined_mean(energies))
+        else:
+            self.energy = energies.detach().mean()
+        return self.weight * energies / self.limit
+
+    def _move(self, energy: Tensor) -> None:
+        violation = energy / self.limit - 1
+        self.energy = energy
+        self.multiplier = (self.multiplier + self.rate * violation).clamp(min=0)
+        self.weight = (self.multiplier + self.damping * violation).clamp(min=0)
+
+    def extra_repr(self) -> str:
+        """The limit, as the module prints it."""
+        on = "" if self.profile is None else f" on {self.profile.name}"
+        return f"limit={self.limit:g} {SYMBOLS[self.unit]}{on}"
+
+    def __repr__(self) -> str:
+        return f"EnergyTarget({self.extra_repr()})"
+
+
+SYMBOLS: Mapping[Unit, str] = {
+    "activity": "per unit and timestep",
+    "hertz": "Hz",
+    "synops": "SynOps",
+    "joules": "J",
+}
+
+
+def _measure(
+    unit: Unit, profile: HardwareProfile | None, adapters: tuple[Adapter, ...]
+) -> BaseLoss:
+    """The loss whose elementwise values are the energy of each sample in `unit`."""
+    if unit == "activity":
+        return EnergyLoss(p=1, adapters=adapters)
+    if unit == "hertz":
+        return FiringRate(adapters=adapters)
+    raise NotImplementedError
