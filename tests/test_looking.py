@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from dynvision_snn import wrap
+from dynvision_snn.engine.calling import state_arguments
 from dynvision_snn.errors import ObservationError, WrapError
 
 every_style = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES.keys())
@@ -471,6 +472,66 @@ def test_attributes_that_are_only_written_are_no_state():
     net = KeepsALog()
     wrap(net, dt=DT)(inputs())
     assert len(net.log) == T, "the look left entries of its own"
+
+
+class Normed(nn.Module):
+    """Weights and statistics that every forward writes, with sizes that a batch may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.utils.spectral_norm(nn.Linear(FEATURES, 2))
+        self.fc2 = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3))
+        self.norm, self.lif = nn.BatchNorm1d(3), leaky(init_hidden=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif(self.norm(self.fc2(self.fc1(x))))
+
+
+def test_statistics_and_weights_are_no_state_and_are_left_as_found():
+    net = Normed()
+    values = {name: value.clone() for name, value in net.state_dict().items()}
+    model = wrap(net, dt=DT)
+    model(inputs()[:, :, :1].expand(T, B, FEATURES))
+    assert net.norm.num_batches_tracked == T
+    twin = Normed()
+    twin.load_state_dict(values)
+    for x in inputs()[:, :, :1].expand(T, B, FEATURES):
+        twin(x)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+
+
+class HandsOn(nn.Module):
+    """A forward whose signature says nothing, as a compiled module's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = sequential_init_hidden()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+def test_a_forward_that_hands_on_its_arguments():
+    net = HandsOn()
+    run = wrap(net, dt=DT)(inputs())
+    assert run.readout == "inner.3"
+    assert torch.equal(run.membrane, wrap(net.inner, dt=DT)(inputs()).membrane)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_state"),
+    [
+        *((name, True) for name in ("state", "s", "h", "hx", "mem1", "syn1", "prev_mem", "v")),
+        *((name, True) for name in ("hidden_states", "lif_state", "h_0", "membrane", "states")),
+        *((name, False) for name in ("labels", "mask", "num_steps", "return_all", "x2", "memory")),
+    ],
+)
+def test_arguments_known_for_states_by_their_names(name, is_state):
+    namespace: dict[str, Any] = {}
+    exec(f"def forward(self, x, {name}=None): return x", namespace)
+    net = type("Net", (nn.Module,), {"forward": namespace["forward"]})()
+    assert state_arguments(net, None) == ((name,) if is_state else ())
 
 
 class Wide(nn.Module):

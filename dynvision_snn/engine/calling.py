@@ -24,7 +24,9 @@ Stepping = Literal["step", "sequence"]
 # The names under which models in the wild take a state. An optional argument of any other name is
 # left at its default.
 _STATE_NAME = re.compile(
-    r"^(state|hidden|hx|hc|mem|spk|syn|cell|carry|[chisuvz])s?(_?(\d+|t|0|in|prev|state|states))*$"
+    r"^((prev|last|init|old)_)?"
+    r"(state|hidden|hx|hc|mem|membrane|potential|voltage|spk|syn|cell|carry|[chisuvz])s?"
+    r"(_?(\d+|t|0|in|prev|state|states))*$"
     r"|_?(state|states|hidden)$"
 )
 
@@ -90,11 +92,14 @@ def state_arguments(net: nn.Module, root: Layer | None) -> tuple[str, ...]:
     """
     if root is not None and root.adapter.state(net):
         return ()
+    accepted = signature(net.forward).parameters.values()
     parameters = [
         p
-        for p in signature(net.forward).parameters.values()
+        for p in accepted
         if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     ]
+    if not parameters and any(p.kind is Parameter.VAR_POSITIONAL for p in accepted):
+        return ()  # a forward that hands on whatever it gets, as that of a compiled module
     if not parameters:
         raise WrapError(
             f"{type(net).__name__}.forward takes no input; expected forward(x) or "

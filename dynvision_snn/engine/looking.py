@@ -270,7 +270,8 @@ def _check_state_is_kept(seen: Mapping[str, Seen], later: int) -> None:
             f"the state of {', '.join(dropped)} is dropped at every timestep: the layer returns "
             "its state, and the model calls it again without. Use its library's container that "
             "passes states on, or let forward take and return the state: "
-            "out, state = net(x, state)."
+            "out, state = net(x, state). (An argument is known for a state by its name: state, "
+            "hidden, mem1, h, ...)"
         )
 
 

@@ -233,8 +233,11 @@ class Memory:
 
     def __init__(self, net: nn.Module, watched: Sequence[Watched]) -> None:
         layers = {id(item.module) for item in watched if item.layer is not None}
+        # What torch's own modules remember is statistics and weights, never a sequence.
         self._modules = {
-            name: module for name, module in net.named_modules() if id(module) not in layers
+            name: module
+            for name, module in net.named_modules()
+            if id(module) not in layers and not type(module).__module__.startswith("torch.")
         }
         self._before = self._remembered()
 

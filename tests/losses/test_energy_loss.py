@@ -590,6 +590,7 @@ def test_checkpointing_changes_neither_value_nor_gradient(p, both, timed):
     assert all(grad.any() for grad in gradients)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("timed", [False, True])
 def test_reentrant_checkpointing_is_refused_with_the_reason(both, timed):
