@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,11 +22,11 @@ from dynvision_snn.engine.calling import Stepping
 from dynvision_snn.engine.looking import Look, look
 from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
 from dynvision_snn.engine.witness import left_as_found
-from dynvision_snn.errors import AdapterWarning, WrapError, known_names
+from dynvision_snn.errors import AdapterWarning, TimingError, WrapError, known_names
 from dynvision_snn.observation import Attachment, Clock, Run, RunHost, Watched, watchable
 from dynvision_snn.presentation import Presentation
 from dynvision_snn.recording import LayerRecording, Recorder, Recording, RunState
-from dynvision_snn.timing import check_dt, common_dt
+from dynvision_snn.timing import check_dt, common_dt, format_ms, nearest_steps
 
 
 def wrap(
@@ -191,6 +191,62 @@ class TimedModel(RunHost):
             ObservationError: if a neuron layer is not called exactly once per timestep.
         """
         shown = _shown(self, inputs, presentation, continued=state is not None)
+        return self._run_shown(shown, record, state)
+
+    def chunks(
+        self,
+        inputs: Tensor,
+        presentation: Presentation | None = None,
+        *,
+        every: float,
+        record: Sequence[str] = (),
+        state: RunState | None = None,
+    ) -> Iterator[Recording]:
+        """One run in pieces that continue each other's state, detached between them.
+
+        A loop can take a loss of each piece and back-propagate before the next one runs (truncated
+        back-propagation through time), or stream a run of any length in constant memory. Losses
+        that are told the targets of the whole run share its denominators, so that they add up to
+        the loss of the run::
+
+            targets = presentation.targets(labels)
+            for chunk in model.chunks(images, presentation, every=50.0):
+                criterion(chunk.membrane, targets[chunk.steps], whole=targets).backward()
+
+        Args:
+            inputs: as in `forward`.
+            presentation: as in `forward`.
+            every: length of a piece in ms, rounded to the nearest timestep; the last may be
+                shorter.
+            record: as in `forward`.
+            state: as in `forward`.
+
+        Yields:
+            a recording of each piece. Do not keep them all where memory matters.
+
+        Raises:
+            TimingError: if a piece would be shorter than a timestep; else as `forward`.
+        """
+        n_steps = nearest_steps(every, self.dt, "every")
+        if n_steps < 1:
+            raise TimingError(
+                f"every is {format_ms(every)}, shorter than a timestep of {format_ms(self.dt)}. "
+                "Expected at least one timestep."
+            )
+        shown = _shown(self, inputs, presentation, continued=state is not None)
+        return self._chunks(shown, n_steps, record, state)
+
+    def _chunks(
+        self, shown: _Shown, n_steps: int, record: Sequence[str], state: RunState | None
+    ) -> Iterator[Recording]:
+        for piece in shown.pieces(n_steps):
+            recording = self._run_shown(piece, record, state)
+            state = recording.state.detach()
+            yield recording
+            # Only the state goes on: what the piece recorded is the caller's to keep.
+            del recording
+
+    def _run_shown(self, shown: _Shown, record: Sequence[str], state: RunState | None) -> Recording:
         watched = watchable(self)
         if self._look is None:
             self._look = self._look_once(watched, shown)
@@ -198,13 +254,14 @@ class TimedModel(RunHost):
         layers = {item.name: item.layer for item in watched if item.layer is not None}
         if state is not None:
             _check_goes_on(state, layers, shown.example.shape[0])
+        start = 0 if state is None else state.timestep
         kept = _kept_layers(layers, seen.readout, record)
         run = Run(
             n_timesteps=shown.n_timesteps,
             idle_steps=shown.idle_steps,
-            phases=None if presentation is None else presentation.phase_codes,
+            phases=shown.phases,
             dt=self.dt,
-            continued=state is not None,
+            start=start,
             with_grad=torch.is_grad_enabled(),
             clock=Clock() if seen.calling.stepping == "step" else None,
             rhythms=seen.rhythms,
@@ -222,9 +279,10 @@ class TimedModel(RunHost):
                 passed,
                 {name: layer.adapter.state(layer.module) for name, layer in layers.items()},
                 shown.example.shape[0],
+                start + shown.n_timesteps,
             )
         recordings = {name: recorder.recording(layer) for name, layer in kept.items()}
-        return _recording(self, seen, output, recordings, record, after, shown.n_timesteps)
+        return _recording(self, seen, output, recordings, record, after, shown)
 
     def _look_once(self, watched: Sequence[Watched], shown: _Shown) -> Look:
         stepping, time_axis, readout = self._by_hand
@@ -276,15 +334,33 @@ class _Shown:
     Attributes:
         n_timesteps, idle_steps: T, and the timesteps before it.
         example: the input of one timestep, ``[B, *features]``.
-        steps: the inputs of the T timesteps.
+        steps: the inputs of the T timesteps; a sequence holds one object for one stimulus.
         null: the input of the idle timesteps; None where there are none.
+        phases: `Phase` code of the T timesteps; None where unknown.
+        start: how many timesteps of the same call came before.
     """
 
     n_timesteps: int
     idle_steps: int
     example: Tensor
-    steps: Iterable[Tensor]
-    null: Tensor | None
+    steps: Tensor | Sequence[Tensor]
+    null: Tensor | None = None
+    phases: Tensor | None = None
+    start: int = 0
+
+    def pieces(self, n_steps: int) -> Iterator[_Shown]:
+        """The same in pieces of at most `n_steps`, idle time before the first."""
+        for start in range(0, self.n_timesteps, n_steps):
+            stop = min(start + n_steps, self.n_timesteps)
+            yield replace(
+                self,
+                n_timesteps=stop - start,
+                idle_steps=0 if start else self.idle_steps,
+                steps=self.steps[start:stop],
+                null=None if start else self.null,
+                phases=None if self.phases is None else self.phases[start:stop],
+                start=start,
+            )
 
     def whole(self) -> Tensor:
         """All of it as one ``[idle + T, B, *features]``."""
@@ -306,14 +382,13 @@ def _shown(
             "timestep, sample and feature."
         )
     if presentation is None:
-        return _Shown(inputs.shape[0], 0, inputs[0], inputs, None)
+        return _Shown(inputs.shape[0], 0, inputs[0], inputs)
     common_dt({"the model": model.dt, "the presentation": presentation.dt})
     idle_steps = 0 if continued else presentation.idle_steps
     null = presentation.null_input(inputs) if idle_steps else None
     example = inputs if presentation.n_stimuli <= 1 else inputs[0]
-    return _Shown(
-        presentation.n_timesteps, idle_steps, example, presentation.inputs_at(inputs), null
-    )
+    steps = list(presentation.inputs_at(inputs))
+    return _Shown(len(steps), idle_steps, example, steps, null, presentation.phase_codes)
 
 
 @contextmanager
@@ -368,7 +443,7 @@ def _recording(
     recordings: dict[str, LayerRecording | None],
     record: Sequence[str],
     state: RunState,
-    n_timesteps: int,
+    shown: _Shown,
 ) -> Recording:
     layers = {}
     for name in record:
@@ -378,7 +453,8 @@ def _recording(
         layers[name] = layer
     if seen.readout is None:
         assert output is not None
-        return _checked(Recording(output, None, layers, state, model.dt, None, None), n_timesteps)
+        recording = Recording(output, None, layers, state, model.dt, None, None, shown.start)
+        return _checked(recording, shown.n_timesteps)
     readout = recordings[seen.readout]
     if readout is None:
         raise WrapError(f"the readout {seen.readout!r} was not reached in this run.")
@@ -388,12 +464,17 @@ def _recording(
             f"the readout {seen.readout!r} does not show its membrane. Name another layer with "
             "wrap(net, readout=...), or let the model return what is to be decoded."
         )
-    return _checked(
-        Recording(
-            membrane, readout.spikes, layers, state, model.dt, seen.readout, readout.membrane_is
-        ),
-        n_timesteps,
+    recording = Recording(
+        membrane,
+        readout.spikes,
+        layers,
+        state,
+        model.dt,
+        seen.readout,
+        readout.membrane_is,
+        shown.start,
     )
+    return _checked(recording, shown.n_timesteps)
 
 
 def _checked(recording: Recording, n_timesteps: int) -> Recording:

@@ -77,7 +77,7 @@ class Run:
         idle_steps: null-input timesteps before timestep 0; they are counted ``-idle_steps .. -1``.
         phases: `Phase` code of every timestep, int8 ``[T]`` on the CPU; None where unknown.
         dt: length of a timestep in ms; None where unknown.
-        continued: whether the run goes on from another run's state.
+        start: timesteps of the earlier runs that it goes on from; its own begin at 0 all the same.
         with_grad: whether autograd records it, idle time apart; None where unknown.
         clock: the current timestep, where the run is stepped from outside.
         rhythms: how each module is called, where the model has its own time loop.
@@ -87,7 +87,7 @@ class Run:
     idle_steps: int = 0
     phases: Tensor | None = None
     dt: float | None = None
-    continued: bool = False
+    start: int = 0
     with_grad: bool | None = None
     clock: Clock | None = None
     rhythms: Mapping[str, Rhythm] = field(default_factory=dict)

@@ -23,11 +23,13 @@ class RunState:
         passed: the states that the model takes as arguments.
         held: the state variables that its modules keep, by layer name.
         batch_size: how many samples it is of.
+        timestep: how many timesteps have been run since the reset, idle ones apart.
     """
 
     passed: tuple[Any, ...]
     held: Mapping[str, Mapping[str, Any]]
     batch_size: int
+    timestep: int
 
     def detach(self) -> RunState:
         """The same values outside the graph, as truncated back-propagation needs them."""
@@ -35,6 +37,7 @@ class RunState:
             map_tensors(Tensor.detach, self.passed),
             map_tensors(Tensor.detach, dict(self.held)),
             self.batch_size,
+            self.timestep,
         )
 
 
@@ -77,6 +80,7 @@ class Recording:
         readout: the readout's name; None where the model's output is decoded.
         membrane_is: ``"before"`` or ``"after"`` the reset, or ``"without"`` one; None where there
             is no membrane.
+        start: where it begins in the call of `TimedModel.chunks` that it is a piece of.
     """
 
     membrane: Tensor
@@ -86,11 +90,17 @@ class Recording:
     dt: float
     readout: str | None
     membrane_is: MembraneTiming | None
+    start: int = 0
 
     @property
     def n_timesteps(self) -> int:
         """T."""
         return self.membrane.shape[0]
+
+    @property
+    def steps(self) -> slice:
+        """Its timesteps of the call that it is (a chunk) of: ``targets[run.steps]``."""
+        return slice(self.start, self.start + self.n_timesteps)
 
     @property
     def duration(self) -> float:

@@ -132,7 +132,7 @@ def test_a_run_says_its_phases_idle_steps_and_dt():
     runs = list(dict.fromkeys(o.run for o in witness.observed))
     assert witness.told == ["begin", "end"] * 2
     assert [run.idle_steps for run in runs] == [IDLE, 0]
-    assert [run.continued for run in runs] == [False, True]
+    assert [run.start for run in runs] == [0, T]
     for run in runs:
         assert torch.equal(run.phases, presentation.phase_codes)
         assert (run.n_timesteps, run.dt, run.with_grad) == (T, DT, True)

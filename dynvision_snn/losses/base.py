@@ -137,13 +137,32 @@ class BaseLoss(nn.Module, ABC):
             Values of the shape of `targets`; of any shape for a loss without `ignore_index`.
         """
 
-    def forward(self, outputs: Tensor | None = None, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        outputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        whole: Tensor | None = None,
+    ) -> Tensor:
         """The reduced loss: a scalar, or the elementwise values for ``reduction="none"``.
 
+        Args:
+            outputs: what the model put out.
+            targets: what was wanted.
+            whole: where these are a piece of a run (a chunk, one of several micro-batches), the
+                targets of all of it. The mean then divides by their number, so that the losses of
+                the pieces add up to the loss of the whole.
+
         Raises:
-            LossError: outputs and targets that do not fit each other.
+            LossError: outputs and targets that do not fit each other, or a `whole` for a loss
+                without `ignore_index`, which cannot tell what it is a part of.
         """
         if self.ignore_index is None:
+            if whole is not None:
+                raise LossError(
+                    f"{type(self).__name__} has no ignore_index, so it cannot tell from whole= "
+                    "what share of a run it has. Take it of whole runs, or use reduction='sum'."
+                )
             return self.apply_reduction(self.compute_loss(outputs, targets))
         if outputs is None or targets is None:
             missing = "outputs" if outputs is None else "targets"
@@ -160,7 +179,8 @@ class BaseLoss(nn.Module, ABC):
                 f"{type(self).__name__}.compute_loss returned {list(loss.shape)} for targets "
                 f"{list(targets.shape)}. Expected one value for each target."
             )
-        return self.apply_reduction(loss.masked_fill(masked, 0), self.count_valid(targets))
+        count = self.count_valid(targets if whole is None else whole)
+        return self.apply_reduction(loss.masked_fill(masked, 0), count)
 
     def check_inputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs and targets whose shapes or devices do not fit, before any masking.

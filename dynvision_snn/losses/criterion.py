@@ -118,34 +118,48 @@ class Criterion(nn.Module):
         """The weights by label, read-only."""
         return MappingProxyType(self._weights)
 
-    def forward(self, outputs: Tensor | None = None, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        outputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        whole: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum of all losses: a scalar.
 
         Args:
             outputs: what every loss compares: ``[T, B, C]`` or ``[N, C]``.
             targets: with what: ``[T, B]`` or ``[N]``.
+            whole: where these are a piece of a run, the targets of all of it, ``[T, B]``: losses
+                of pieces then add up to the loss of the whole. `components` are the piece's share.
 
         Raises:
             LossError: a loss refuses the two, or is not a scalar.
         """
-        values = self.values(outputs, targets)
+        values = self.values(outputs, targets, whole=whole)
         total, *others = (self._weights[label] * value for label, value in values.items())
         for other in others:
             total = total + other.to(total.device)
         return total
 
     def values(
-        self, outputs: Tensor | None = None, targets: Tensor | None = None
+        self,
+        outputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        whole: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Each loss by label, unweighted and with its graph, for a sum of one's own.
 
         Arguments and errors as in `forward`.
         """
+        # A loss of a user's own need not know of pieces.
+        part = {} if whole is None else {"whole": whole}
         with ExitStack() as undo:
             # A batch whose loss fails must not be mixed into the activity of the next.
             undo.callback(self.reset)
             values = {
-                label: loss(outputs, targets)
+                label: loss(outputs, targets, **part)
                 for label, loss in zip(self._weights, self.losses, strict=True)
             }
             undo.pop_all()

@@ -229,6 +229,36 @@ class EnergyLoss(BaseLoss, Listener):
         steps = observation.t1 - observation.t0
         self._timesteps[name] = self._timesteps.get(name, 0) + steps
 
+    def forward(
+        self,
+        outputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        whole: Tensor | None = None,
+    ) -> Tensor:
+        """The energy since it was last taken, reduced over the batch; see `compute_loss`.
+
+        Args:
+            outputs: not looked at.
+            targets: not looked at.
+            whole: where the timesteps observed are a piece of a run, the targets of all of it,
+                ``[T, B]``: the mean is then over its T, so that the pieces add up.
+
+        Raises:
+            LossError: as `compute_loss`, or a `whole` of fewer timesteps than were observed.
+        """
+        n_observed = max(self._timesteps.values(), default=0)
+        energy = self.compute_loss(outputs, targets)
+        if whole is not None:
+            if len(whole) < n_observed:
+                raise LossError(
+                    f"EnergyLoss observed {n_observed} timesteps of a run whose targets (whole=) "
+                    f"have shape {list(whole.shape)}. Expected [T, B], time first, with T at least "
+                    "as large."
+                )
+            energy = energy * (n_observed / len(whole))
+        return self.apply_reduction(energy)
+
     def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
         """The energy of each sample, ``[B]``; empties the accumulators.
 
