@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -13,9 +13,23 @@ from torch import Tensor, nn
 from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.errors import DataError, WrapError
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation import Presentation
-from dynvision_snn.readout import Score, decode, score, settling_time, stimulus_asked
+from dynvision_snn.moments import SETTLING, Moment
+from dynvision_snn.presentation import Phase, Presentation
+from dynvision_snn.provenance import DataFingerprint, Fingerprinting, environment
+from dynvision_snn.readout import (
+    Score,
+    decode,
+    score,
+    settling_time,
+    stimulus_asked,
+    supervised_spans,
+)
 from dynvision_snn.report.progress import track
+from dynvision_snn.tracing import Trace, trace
+
+
+_PLAIN = ("readout", "membrane_is", "n_parameters", "model_bytes", "environment")
+"""Fields that JSON keeps as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,25 +42,63 @@ class Simulation:
             the stimulus shown (the last one shown during null input): int64 ``[T]``.
         settling_times: from each onset, of each sample, in ms: float64 ``[onsets, N]``; NaN where
             the answer never was supervised.
+        moments: what was marked in every sample's run, with the energy spent until then:
+            ``"settling"`` and each decision rule by name.
         budget: energy per sample, idle time apart.
         readout: the layer that was decoded; None where the model's output was.
         membrane_is: whether its membrane was taken ``"before"`` or ``"after"`` the reset.
-        n_parameters: trainable numbers of the model.
+        n_parameters: parameters of the model.
+        model_bytes: memory of its parameters and buffers.
+        data: which samples it saw.
+        environment: versions of the packages that ran it, and the device.
+        trace: the run of the loader's first sample.
     """
 
     presentation: Presentation
     correct_by_timestep: Tensor
     counted_by_timestep: Tensor
     settling_times: Tensor
+    moments: Mapping[str, Moment]
     budget: EnergyBudget
     readout: str | None
     membrane_is: str | None
     n_parameters: int
+    model_bytes: int
+    data: DataFingerprint
+    environment: Mapping[str, str]
+    trace: Trace
+
+    def __post_init__(self) -> None:
+        n_timesteps = self.presentation.n_timesteps
+        lengths = {
+            "correct_by_timestep": len(self.correct_by_timestep),
+            "counted_by_timestep": len(self.counted_by_timestep),
+            "trace": len(self.trace.membrane),
+            "budget": self.budget.n_timesteps,
+        }
+        odd = {name: length for name, length in lengths.items() if length != n_timesteps}
+        if odd:
+            raise DataError(
+                f"A simulation of {n_timesteps} timesteps cannot have {odd} (timesteps of each)."
+            )
+        right, counted = self.correct_by_timestep, self.counted_by_timestep
+        if bool((right < 0).any()) or bool((right > counted).any()):
+            raise DataError("A simulation has more right answers than answers at some timestep.")
+        shape = (len(self.presentation.onsets), self.data.n_samples)
+        shapes = {"settling_times": tuple(self.settling_times.shape)} | {
+            name: tuple(moment.times.shape) for name, moment in self.moments.items()
+        }
+        for name, found in shapes.items():
+            if found != shape:
+                raise DataError(
+                    f"{name} of a simulation has shape {list(found)}; expected {list(shape)}: "
+                    "onsets, samples."
+                )
 
     @property
     def n_samples(self) -> int:
         """Samples simulated."""
-        return self.settling_times.shape[1]
+        return self.data.n_samples
 
     @property
     def accuracy(self) -> float:
@@ -70,6 +122,18 @@ class Simulation:
         return self.correct_by_timestep.double() / self.counted_by_timestep
 
     @property
+    def accuracy_by_phase(self) -> dict[str, float]:
+        """Share of right answers over the timesteps of each phase; NaN where there is none."""
+        codes = self.presentation.phase_codes
+        shares = {}
+        for phase in (Phase.NULL, Phase.REACTION, Phase.SUPERVISED):
+            correct = self.correct_by_timestep[codes == phase].sum()
+            shares[phase.name.lower()] = float(
+                correct / self.counted_by_timestep[codes == phase].sum()
+            )
+        return shares
+
+    @property
     def settling_time(self) -> float:
         """Mean settling time in ms, over the onsets of all samples that settle; NaN if none."""
         return float(self.settling_times.nanmean())
@@ -82,11 +146,49 @@ class Simulation:
             "correct_by_timestep": self.correct_by_timestep.tolist(),
             "counted_by_timestep": self.counted_by_timestep.tolist(),
             "settling_times": [[None if t != t else t for t in row] for row in times],
+            "moments": {name: moment.to_dict() for name, moment in self.moments.items()},
             "budget": self.budget.to_dict(),
             "readout": self.readout,
             "membrane_is": self.membrane_is,
             "n_parameters": self.n_parameters,
+            "model_bytes": self.model_bytes,
+            "data": self.data.to_dict(),
+            "environment": dict(self.environment),
+            "trace": self.trace.to_dict(),
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Simulation:
+        """The simulation that `to_dict` wrote.
+
+        Raises:
+            DataError: if keys are missing or unknown, or lengths disagree.
+            EnergyError, PresentationError: if its budget or presentation cannot be read.
+        """
+        expected = {field.name for field in fields(cls)}
+        if values.keys() != expected:
+            odd = sorted(values.keys() ^ expected)
+            raise DataError(
+                f"A simulation has the keys {', '.join(sorted(expected))}; missing or unknown: "
+                f"{', '.join(map(str, odd))}."
+            )
+        times = [[torch.nan if t is None else t for t in row] for row in values["settling_times"]]
+        return cls(
+            presentation=Presentation.from_dict(values["presentation"]),
+            correct_by_timestep=torch.tensor(values["correct_by_timestep"]),
+            counted_by_timestep=torch.tensor(values["counted_by_timestep"]),
+            settling_times=torch.tensor(times, dtype=torch.float64).reshape(len(times), -1),
+            moments={name: Moment.from_dict(m) for name, m in values["moments"].items()},
+            budget=EnergyBudget.from_dict(values["budget"]),
+            data=DataFingerprint.from_dict(values["data"]),
+            trace=Trace.from_dict(values["trace"]),
+            **{key: values[key] for key in _PLAIN},
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Simulation) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # tensors inside
 
     def __repr__(self) -> str:
         return (
@@ -100,6 +202,7 @@ def simulate(
     loader: Iterable[tuple[Tensor, Tensor]],
     presentation: Presentation,
     *,
+    per_sample: bool = True,
     progress: bool | None = None,
     title: str = "simulating",
 ) -> Simulation:
@@ -113,6 +216,8 @@ def simulate(
         loader: batches of images ``[B, *features]`` and labels ``[B]`` (``[K, B, ...]`` and
             ``[K, B]`` for K stimuli), as a DataLoader yields.
         presentation: the schedule.
+        per_sample: whether each sample's energy until its moments (settling) is counted. It costs a
+            float64 copy of what one layer receives at one timestep.
         progress: whether a progress bar is shown; by default on a terminal, if it takes long.
         title: what the bar says.
 
@@ -127,41 +232,88 @@ def simulate(
             "Wrap it first: dvs.wrap(net, dt=...)."
         )
     device = _device(model)
+    several = presentation.n_stimuli > 1
     asked = (stimulus_asked(presentation.stimulus_at) - 1).clamp(min=0)
-    ignore = presentation.ignore_index
-    onsets, supervised = presentation.onsets, presentation.supervised_mask
     total: Score | None = None
-    times: list[Tensor] = []
+    settled: list[tuple[Tensor, Tensor]] = []
     readout: tuple[str | None, str | None] = (None, None)
-    with _evaluating(model), EnergyMeter(model) as meter, torch.inference_mode():
-        for batch in track(loader, title, shown=progress):
-            images, labels = (tensor.to(device) for tensor in _pair(batch))
-            run = model(images, presentation)
-            decoded = decode(run.membrane)
-            answers = labels.expand(len(asked), -1) if labels.ndim == 1 else labels[asked]
-            scored = score(decoded, answers, ignore)
-            total = scored if total is None else total + scored
-            times.append(settling_time(decoded, onsets, supervised, presentation.dt).cpu())
-            readout = (run.readout, run.membrane_is)
-    if total is None:
-        raise DataError("the loader gave no batch; expected (images, labels) at least once.")
+    first: tuple[Tensor, Tensor] | None = None
+    prints = Fingerprinting()
+    with _evaluating(model), torch.inference_mode():
+        with EnergyMeter(model, per_sample=per_sample) as meter:
+            for batch in track(loader, title, shown=progress):
+                images, labels = _pair(batch)
+                prints.add(*((images.transpose(0, 1), labels.T) if several else (images, labels)))
+                images, labels = images.to(device), labels.to(device)
+                first = first or _first_sample(images, labels, several)
+                run = model(images, presentation)
+                decoded = decode(run.membrane)
+                answers = labels[asked] if several else labels.expand(len(asked), -1)
+                scored = score(decoded, answers, presentation.ignore_index)
+                total = scored if total is None else total + scored
+                times, right = _settling(decoded, answers, presentation)
+                if per_sample and presentation.onsets:
+                    meter.mark(SETTLING, times, presentation.onsets)
+                settled.append((times.cpu(), right.cpu()))
+                readout = (run.readout, run.membrane_is)
+        if total is None or first is None:
+            raise DataError("the loader gave no batch; expected (images, labels) at least once.")
+        example = trace(model, *first, presentation)
+    times, right = (torch.cat(parts, dim=1) for parts in zip(*settled, strict=True))
+    moments = {}
+    if per_sample and presentation.onsets:
+        moments[SETTLING] = Moment.of(meter.sample_energy, SETTLING, times, right)
     return Simulation(
         presentation=presentation,
         correct_by_timestep=total.correct.cpu(),
         counted_by_timestep=total.counted.cpu(),
-        settling_times=torch.cat(times, dim=1),
+        settling_times=times,
+        moments=moments,
         budget=meter.budget(),
         readout=readout[0],
         membrane_is=readout[1],
         n_parameters=sum(p.numel() for p in model.parameters()),
+        model_bytes=sum(
+            x.numel() * x.element_size() for x in [*model.parameters(), *model.buffers()]
+        ),
+        data=prints.result(),
+        environment=environment(device),
+        trace=example,
     )
 
 
+def _settling(
+    decoded: Tensor, answers: Tensor, presentation: Presentation
+) -> tuple[Tensor, Tensor]:
+    """From each onset of each sample: when it settled, and whether on the right class."""
+    onsets, supervised = presentation.onsets, presentation.supervised_mask
+    times = settling_time(decoded, onsets, supervised, presentation.dt)
+    right = torch.zeros_like(times, dtype=torch.bool)
+    for row, span in enumerate(supervised_spans(onsets, supervised)):
+        if span:
+            right[row] = decoded[span[-1]] == answers[span[-1]]
+    return times, right & ~times.isnan()
+
+
+def _first_sample(images: Tensor, labels: Tensor, several: bool) -> tuple[Tensor, Tensor]:
+    """A batch of one; a copy, since a loader may fill the same memory again."""
+    if several:
+        return images[:, :1].clone(), labels[:, :1].clone()
+    return images[:1].clone(), labels[:1].clone()
+
+
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise DataError(
-            f"the loader gave a {type(batch).__name__}; expected pairs (images, labels)."
+    if (
+        not isinstance(batch, tuple | list)
+        or len(batch) != 2
+        or not all(isinstance(part, Tensor) for part in batch)
+    ):
+        kinds = (
+            f"{type(batch).__name__} of {', '.join(type(part).__name__ for part in batch)}"
+            if isinstance(batch, tuple | list)
+            else type(batch).__name__
         )
+        raise DataError(f"the loader gave a {kinds}; expected pairs of tensors (images, labels).")
     return batch[0], batch[1]
 
 

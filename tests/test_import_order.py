@@ -36,6 +36,9 @@ ROOMS = [
     "retiming",
     "readout",
     "report",  # plain rows in, so that a simulation may show its progress
+    "provenance",  # what a simulation keeps of where it came from,
+    "tracing",  # of one sample to look at,
+    "moments",  # and of every sample's settling and decisions
     "simulation",
     "comparison",
     "data",
