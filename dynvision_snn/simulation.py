@@ -27,7 +27,6 @@ from dynvision_snn.readout import (
 from dynvision_snn.report.progress import track
 from dynvision_snn.tracing import Trace, trace
 
-
 _PLAIN = ("readout", "membrane_is", "n_parameters", "model_bytes", "environment")
 """Fields that JSON keeps as they are."""
 
