@@ -26,6 +26,10 @@ class PresentationError(DynvisionError, ValueError):
     """A presentation that cannot be built, or inputs that do not fit it."""
 
 
+class EncodingError(DynvisionError, ValueError):
+    """Inputs that cannot be encoded as asked, or a random generator that does not fit them."""
+
+
 class AdapterError(DynvisionError, TypeError):
     """A layer that no adapter serves, or that its adapter refuses."""
 
@@ -66,6 +70,10 @@ class ConfigError(DynvisionError, ValueError):
     """A setting that is unknown, of the wrong type, or impossible."""
 
 
+class TrainingError(DynvisionError, RuntimeError):
+    """A training that diverged, an energy limit out of reach, or a checkpoint that does not fit."""
+
+
 class MissingExtraError(DynvisionError, ImportError):
     """An optional library that is not installed."""
 
@@ -94,6 +102,10 @@ class TimingWarning(DynvisionWarning):
 
 class EnergyWarning(DynvisionWarning):
     """A figure in joules that leaves out synaptic operations, since its profile has no price."""
+
+
+class TrainingWarning(DynvisionWarning):
+    """A sign of trouble in a training that goes on."""
 
 
 def known_names(received: str, known: Iterable[str]) -> str:

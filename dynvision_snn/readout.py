@@ -1,5 +1,8 @@
 """From membranes to answers: the class per timestep, its accuracy, and when it settles.
 
+`decode` takes the membrane, or any other evidence that ranks the classes (see `evidence`). When an
+answer is good enough to act on is the business of `decision`.
+
 Pure functions of one batch. What they return adds up or concatenates over batches: `Score`s are
 summed, settling times of several batches are joined along the batch axis.
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.errors import ReadoutError
+from dynvision_snn.evidence import check_onsets
 from dynvision_snn.timing import check_dt
 
 __all__ = [
@@ -220,11 +224,7 @@ def supervised_spans(onsets: Sequence[int], supervised_mask: Tensor) -> list[lis
     [[2, 3], [5]]
     """
     n_timesteps = len(supervised_mask)
-    if list(onsets) != sorted(set(onsets)) or not all(0 <= t < n_timesteps for t in onsets):
-        raise ReadoutError(
-            f"The onsets are {list(onsets)}; expected ascending timesteps from 0 to "
-            f"{n_timesteps - 1}."
-        )
+    check_onsets(onsets, n_timesteps)
     supervised = supervised_mask.nonzero().flatten().tolist()
     boundaries = [*onsets, n_timesteps]
     return [[t for t in supervised if start <= t < stop] for start, stop in pairwise(boundaries)]

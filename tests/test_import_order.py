@@ -24,6 +24,7 @@ ROOMS = [
     "timing",
     "schedule",  # the rules behind presentation
     "presentation",
+    "noise",
     "encoding",
     "adapters",
     "observation",
@@ -34,7 +35,9 @@ ROOMS = [
     "model",
     "description",  # of a model
     "retiming",
+    "evidence",  # what readout decodes
     "readout",
+    "decision",  # when a readout's answer is good enough to act on
     "report",  # plain rows in, so that a simulation may show its progress
     "provenance",  # what a simulation keeps of where it came from,
     "tracing",  # of one sample to look at,
