@@ -8,7 +8,7 @@ seen twice in an epoch, and a run that stopped in the middle of an epoch goes on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
@@ -133,8 +133,8 @@ class BatchLoader(DataLoader[Any]):
     ) -> None:
         if not isinstance(dataset, Sized):
             raise DataError(
-                f"the data set is a {type(dataset).__name__} without a length; expected a map-style "
-                "data set, so that a stopped run can go on in the middle of an epoch."
+                f"the data set is a {type(dataset).__name__} without a length; expected one with a "
+                "length, so that a stopped run can go on in the middle of an epoch."
             )
         if len(dataset) == 0:
             raise DataError("the data set is empty; expected at least one sample.")
@@ -165,8 +165,3 @@ class BatchLoader(DataLoader[Any]):
         """Goes on from there."""
         self.order.set_epoch(state["epoch"], first_batch=state["batch"])
         self._yielded = state["batch"]
-
-
-def n_samples(dataset: Dataset[Any]) -> int:
-    """The length of a map-style data set."""
-    return len(cast(Sized, dataset))

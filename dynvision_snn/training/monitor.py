@@ -72,31 +72,22 @@ class EpochFigures:
     """What one epoch showed.
 
     Attributes:
-        cross_entropy: mean over the epoch, unweighted, and its weight in the loss.
-        energy: the same of the energy; None where the criterion has no energy term.
-        energy_name, cross_entropy_weight, energy_weight: how they enter the loss.
+        cross_entropy: mean over the epoch, unweighted.
+        weighted_cross_entropy: what it adds to the loss.
+        energy: raw activity (`EnergyLoss`), the same mean; None where nobody measures it.
+        weighted_energy: what the energy terms add to the loss.
         supervised_steps: supervised timesteps per sample, mean over the epoch's presentations.
         layers: by name, of one batch.
         gradients: norms of the gradients by module with parameters, of one batch.
     """
 
     cross_entropy: float
-    cross_entropy_weight: float = 1.0
+    weighted_cross_entropy: float
     energy: float | None = None
-    energy_weight: float = 0.0
+    weighted_energy: float = 0.0
     supervised_steps: float = 1.0
     layers: Mapping[str, LayerFigures] = field(default_factory=dict)
     gradients: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def weighted_energy(self) -> float:
-        """What the energy adds to the loss."""
-        return self.energy_weight * (self.energy or 0.0)
-
-    @property
-    def weighted_cross_entropy(self) -> float:
-        """What the cross-entropy adds to the loss."""
-        return self.cross_entropy_weight * self.cross_entropy
 
     @property
     def share(self) -> float:
@@ -133,11 +124,12 @@ def signs(history: Sequence[EpochFigures], limits: Limits | None = None) -> list
         history: the epochs, oldest first; at least one.
         limits: from where on something is a warning.
 
-    >>> healthy = [EpochFigures(cross_entropy=2.0 / n, energy=0.15, energy_weight=0.05)
-    ...            for n in (1, 2, 3, 4)]
+    >>> healthy = [EpochFigures(cross_entropy=2.0 / n, weighted_cross_entropy=2.0 / n,
+    ...                         energy=0.15, weighted_energy=0.0075) for n in (1, 2, 3, 4)]
     >>> [str(sign) for sign in signs(healthy) if not sign.healthy]
     []
-    >>> heavy = EpochFigures(cross_entropy=0.1, energy=2.0, energy_weight=0.1)
+    >>> heavy = EpochFigures(cross_entropy=0.1, weighted_cross_entropy=0.1, energy=2.0,
+    ...                      weighted_energy=0.2)
     >>> [sign.name for sign in signs([heavy]) if not sign.healthy]
     ['raw energy', 'energy against cross-entropy', 'energy share']
     """
@@ -163,53 +155,61 @@ def _loss_signs(history: Sequence[EpochFigures], limits: Limits) -> Iterator[Sig
             f"{now.cross_entropy:.4g}, {ce_change:+.1%} over {len(past) - 1} epochs",
             "" if ce_change <= 0 else "Lower the learning rate, or clip the gradient",
         )
-    if now.energy is None:
+    yield from _energy_signs(past, limits)
+    if not now.weighted_energy:
         return
-    energies = [epoch.energy for epoch in past if epoch.energy is not None]
-    growth = _change(energies)
-    if len(energies) > limits.window:
-        rising = all(later > earlier for earlier, later in pairwise(energies))
-        growing = rising and growth > limits.plateau
-        yield Sign(
-            "energy plateau",
-            not growing,
-            f"raw energy {now.energy:.4g}, {growth:+.1%} over {len(energies) - 1} epochs",
-            "Raise the energy loss's weight, or set a limit with EnergyTarget" if growing else "",
-        )
-    if len(energies) > 1 and growth > 0 and ce_change > 0:
-        yield Sign(
-            "both losses",
-            False,
-            f"cross-entropy {ce_change:+.1%} and energy {growth:+.1%} over {len(past) - 1} epochs",
-            "Training moves away: lower the learning rate, or clip the gradient",
-        )
-    high = now.energy > limits.activity
-    yield Sign(
-        "raw energy",
-        not high,
-        f"{now.energy:.4g} per unit and timestep (limit {limits.activity:g})",
-        "Activity grows unbounded: raise the energy loss's weight, or lower the input's scale"
-        if high
-        else "",
-    )
-    if not now.energy_weight:
-        return
-    above = now.weighted_energy > now.weighted_cross_entropy
-    if above:
+    if now.weighted_energy > now.weighted_cross_entropy:
         yield Sign(
             "energy against cross-entropy",
             False,
             f"weighted energy {now.weighted_energy:.4g} is above the cross-entropy's "
             f"{now.weighted_cross_entropy:.4g}",
-            "Lower the energy loss's weight, or the model will be silent rather than right",
+            "Lower the energy's weight (or raise its limit), or the model will be silent rather "
+            "than right",
         )
     heavy = now.share > limits.share
     yield Sign(
         "energy share",
         not heavy,
         f"{now.share:.1%} of the loss (limit {limits.share:.0%})",
-        "Usual once the cross-entropy is small; if accuracy suffers, lower the energy loss's weight"
+        "Usual once the cross-entropy is small; if accuracy suffers, lower the energy's weight or "
+        "raise its limit"
         if heavy
+        else "",
+    )
+
+
+def _energy_signs(past: Sequence[EpochFigures], limits: Limits) -> Iterator[Sign]:
+    """Signs of the raw energy over a window of epochs."""
+    energies = [epoch.energy for epoch in past if epoch.energy is not None]
+    if not energies:
+        return
+    now, growth = energies[-1], _change(energies)
+    ce_change = _change([epoch.cross_entropy for epoch in past])
+    span = f"over {len(energies) - 1} epochs"
+    if len(energies) > limits.window:
+        rising = all(later > earlier for earlier, later in pairwise(energies))
+        growing = rising and growth > limits.plateau
+        yield Sign(
+            "energy plateau",
+            not growing,
+            f"raw energy {now:.4g}, {growth:+.1%} {span}",
+            "Raise the energy's weight, or set a limit with EnergyTarget" if growing else "",
+        )
+    if len(energies) > 1 and growth > 0 and ce_change > 0:
+        yield Sign(
+            "both losses",
+            False,
+            f"cross-entropy {ce_change:+.1%} and energy {growth:+.1%} {span}",
+            "Training moves away: lower the learning rate, or clip the gradient",
+        )
+    high = now > limits.activity
+    yield Sign(
+        "raw energy",
+        not high,
+        f"{now:.4g} per unit and timestep (limit {limits.activity:g})",
+        "Activity grows unbounded: raise the energy's weight, or lower the input's scale"
+        if high
         else "",
     )
 
@@ -272,6 +272,7 @@ class LayerProbe(Listener):
     """Takes the figures of a TimedModel's layers while it runs one batch.
 
     >>> import dynvision_snn as dvs
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> model = dvs.wrap(net, dt=1.0)
     >>> probe = LayerProbe()

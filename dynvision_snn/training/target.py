@@ -16,6 +16,7 @@ energy swings about its limit.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
@@ -24,10 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter
-from dynvision_snn.energy import HardwareProfile, resolve_profile
-from dynvision_snn.errors import LossError, known_names
+from dynvision_snn.energy import EnergyBudget, HardwareProfile, Joules, resolve_profile
+from dynvision_snn.energy.pricing import TERM_NAMES
+from dynvision_snn.errors import EnergyWarning, LossError, TrainingError, known_names
 from dynvision_snn.losses import BaseLoss, EnergyLoss
+from dynvision_snn.model import TimedModel
+from dynvision_snn.presentation import Presentation
 from dynvision_snn.training.firing import FiringRate
+from dynvision_snn.training.floor import silent_budget
 from dynvision_snn.training.joining import joined_mean
 
 Unit = Literal["activity", "hertz", "synops", "joules"]
@@ -128,6 +133,39 @@ class EnergyTarget(BaseLoss):
             self.energy = energies.detach().mean()
         return self.weight * energies / self.limit
 
+    def check_reachable(
+        self, model: TimedModel, images: Tensor, presentation: Presentation
+    ) -> None:
+        """Refuses a limit below what the model costs when none of its neurons fires.
+
+        Args:
+            model: the wrapped model.
+            images: a batch as it is trained on, ``[B, *features]``.
+            presentation: the schedule.
+
+        Raises:
+            TrainingError: giving that cost; or for a profile that cannot price the model.
+        """
+        if self.unit not in ("synops", "joules"):
+            return
+        budget = silent_budget(model, images, presentation)
+        parts = {
+            "synaptic operations on the input and on analog values": budget.total.synops_ac
+            + budget.total.synops_mac
+        }
+        if self.profile is not None:
+            joules = _complete(budget, self.profile)
+            parts = {TERM_NAMES.get(term, term): value for term, value in joules.terms.items()}
+        floor = sum(parts.values())
+        if self.limit < floor:
+            named = ", ".join(f"{part} {value:.4g}" for part, value in parts.items() if value)
+            raise TrainingError(
+                f"the limit of {self.limit:g} {SYMBOLS[self.unit]} is out of reach: a sample costs "
+                f"{floor:.6g} {SYMBOLS[self.unit]} even if no neuron ever fires ({named}). Set a "
+                "limit above that; or lower it with fewer timesteps, prune or narrow the first "
+                "layer, or show the input as spikes."
+            )
+
     def _move(self, energy: Tensor) -> None:
         violation = energy / self.limit - 1
         self.energy = energy
@@ -149,6 +187,19 @@ SYMBOLS: Mapping[Unit, str] = {
     "synops": "SynOps",
     "joules": "J",
 }
+
+
+def _complete(budget: EnergyBudget, profile: HardwareProfile) -> Joules:
+    """Joules in which no synaptic operation is left out, since a limit on the rest says nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EnergyWarning)
+        joules = budget.joules(profile)
+    if joules.lacks_synops:
+        raise TrainingError(
+            f"the profile {profile.name!r} cannot price this model: {joules}. Choose a profile "
+            "with a figure for them, or show the input as spikes."
+        )
+    return joules
 
 
 def _measure(

@@ -1,0 +1,15 @@
+"""Lightning as the engine: hours of training, stopped and resumed, on several processes."""
+
+from importlib.util import find_spec
+
+from dynvision_snn.errors import MissingExtraError
+
+if find_spec("lightning") is None:
+    raise MissingExtraError("lightning", "training", "Training with Lightning")
+
+from dynvision_snn.training.lightning.callbacks import EnergyMonitor as EnergyMonitor
+from dynvision_snn.training.lightning.checkpoints import AtomicCheckpointIO as AtomicCheckpointIO
+from dynvision_snn.training.lightning.checkpoints import BestCheckpoint as BestCheckpoint
+from dynvision_snn.training.lightning.checkpoints import ResumeCheckpoint as ResumeCheckpoint
+from dynvision_snn.training.lightning.checkpoints import read_checkpoint as read_checkpoint
+from dynvision_snn.training.lightning.module import TimedClassifier as TimedClassifier
