@@ -15,6 +15,7 @@ from dynvision_snn.model import TimedModel as TimedModel
 from dynvision_snn.model import wrap as wrap
 from dynvision_snn.presentation import Phase as Phase
 from dynvision_snn.presentation import Presentation as Presentation
+from dynvision_snn.presentation_batch import PresentationBatch as PresentationBatch
 from dynvision_snn.recording import Recording as Recording
 from dynvision_snn.simulation import Simulation as Simulation
 from dynvision_snn.simulation import simulate as simulate

@@ -2,7 +2,8 @@
 
 A presentation is a frozen value. It resolves a pattern (or named phases in ms) into one stimulus
 index per timestep, and everything else follows from that sequence: onsets, reaction windows, the
-supervised timesteps, inputs and targets. All samples of a batch share the schedule.
+supervised timesteps, inputs and targets. All samples of a batch share the schedule; where each has
+its own, see `presentation_batch`.
 
 Most of the module's length is the documentation of one class, the package's first contract with
 its users; the rules themselves are in `schedule`.
@@ -391,8 +392,8 @@ class Presentation:
         >>> Presentation("01", dt=1.0).null_input(torch.ones(2, 3)).tolist()
         [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
         """
-        one = self._stimuli(images, "images")[0]
-        _check_representable(self.null_value, one.dtype)
+        one = split_stimuli(images, self.n_stimuli, "images")[0]
+        check_representable(self.null_value, one.dtype)
         return torch.full_like(one, self.null_value, requires_grad=False)
 
     def inputs_at(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -413,7 +414,7 @@ class Presentation:
         >>> [float(shown.sum()) for shown in Presentation("011", dt=1.0).inputs_at(x)]
         [0.0, 6.0, 6.0]
         """
-        stimuli = self._stimuli(images, "images")
+        stimuli = split_stimuli(images, self.n_stimuli, "images")
         # A presentation without null input may take images that have no such value.
         null = self.null_input(images) if 0 in self.pattern else stimuli[0]
         shown = (null, *stimuli)
@@ -459,18 +460,7 @@ class Presentation:
         >>> p.targets(torch.tensor([[3, 4], [5, 6]])).tolist()
         [[-1, -1], [3, 4], [3, 4], [5, 6]]
         """
-        stimuli = self._stimuli(labels, "labels")
-        if stimuli[0].ndim != 1:
-            raise PresentationError(
-                f"labels have shape {list(labels.shape)}; expected "
-                f"{'[K, B]' if self.n_stimuli > 1 else '[B]'}: one class per sample"
-                f"{' and stimulus' if self.n_stimuli > 1 else ''}."
-            )
-        if labels.dtype != torch.int64:
-            raise PresentationError(
-                f"labels have dtype {labels.dtype}; expected class indices of dtype torch.int64. "
-                "Pass labels.long(), or labels.argmax(-1) for one-hot labels."
-            )
+        stimuli = split_labels(labels, self.n_stimuli)
         ignored = torch.full_like(stimuli[0], self.ignore_index)
         supervised = self._phase_codes.tolist()
         return torch.stack(
@@ -546,28 +536,6 @@ class Presentation:
         changed = [f", {name}={value!r}" for name, value, default in optional if value != default]
         return head + "".join(changed) + ")"
 
-    def _stimuli(self, tensor: torch.Tensor, what: str) -> tuple[torch.Tensor, ...]:
-        """Images or labels by stimulus, at least one (which a presentation may never show)."""
-        if not isinstance(tensor, torch.Tensor):
-            raise PresentationError(
-                f"{what} are a {type(tensor).__name__}; expected a torch.Tensor."
-            )
-        several = self.n_stimuli > 1
-        if tensor.ndim < 1 + several:
-            raise PresentationError(
-                f"{what} have shape {list(tensor.shape)}; expected at least "
-                f"{'[K, B]: stimuli, then the batch' if several else '[B]: the batch'}."
-            )
-        if not several:
-            return (tensor,)
-        if tensor.shape[0] != self.n_stimuli:
-            raise PresentationError(
-                f"{what} have shape {list(tensor.shape)}, so {tensor.shape[0]} stimuli, but the "
-                f"pattern shows up to stimulus {self.n_stimuli}. Stack one batch per stimulus: "
-                f"[{self.n_stimuli}, B, ...]."
-            )
-        return tensor.unbind(0)
-
     def _warn_of_unsupervised(self) -> None:
         window = self.reaction_steps
         short = [
@@ -595,13 +563,64 @@ class Presentation:
             )
 
 
+def split_stimuli(tensor: torch.Tensor, n_stimuli: int, what: str) -> tuple[torch.Tensor, ...]:
+    """Images or labels by stimulus, at least one (which a presentation may never show).
+
+    Raises:
+        PresentationError: If they do not fit `n_stimuli`.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise PresentationError(f"{what} are a {type(tensor).__name__}; expected a torch.Tensor.")
+    several = n_stimuli > 1
+    if tensor.ndim < 1 + several:
+        raise PresentationError(
+            f"{what} have shape {list(tensor.shape)}; expected at least "
+            f"{'[K, B]: stimuli, then the batch' if several else '[B]: the batch'}."
+        )
+    if not several:
+        return (tensor,)
+    if tensor.shape[0] != n_stimuli:
+        raise PresentationError(
+            f"{what} have shape {list(tensor.shape)}, so {tensor.shape[0]} stimuli, but the "
+            f"pattern shows up to stimulus {n_stimuli}. Stack one batch per stimulus: "
+            f"[{n_stimuli}, B, ...]."
+        )
+    return tensor.unbind(0)
+
+
+def split_labels(labels: torch.Tensor, n_stimuli: int) -> tuple[torch.Tensor, ...]:
+    """Labels by stimulus, int64 ``[B]`` each.
+
+    Raises:
+        PresentationError: If they do not fit `n_stimuli` or are not int64.
+    """
+    stimuli = split_stimuli(labels, n_stimuli, "labels")
+    if stimuli[0].ndim != 1:
+        raise PresentationError(
+            f"labels have shape {list(labels.shape)}; expected "
+            f"{'[K, B]' if n_stimuli > 1 else '[B]'}: one class per sample"
+            f"{' and stimulus' if n_stimuli > 1 else ''}."
+        )
+    if labels.dtype != torch.int64:
+        raise PresentationError(
+            f"labels have dtype {labels.dtype}; expected class indices of dtype torch.int64. "
+            "Pass labels.long(), or labels.argmax(-1) for one-hot labels."
+        )
+    return stimuli
+
+
 def _parse_null_value(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise PresentationError(f"null_value is {value!r}; expected a finite number, such as 0.0.")
     return float(value)
 
 
-def _check_representable(value: float, dtype: torch.dtype) -> None:
+def check_representable(value: float, dtype: torch.dtype) -> None:
+    """Refuses a null value that images of a dtype cannot hold.
+
+    Raises:
+        PresentationError: Naming both.
+    """
     if dtype.is_complex or dtype.is_floating_point:
         fits = abs(value) <= torch.finfo(dtype).max
     elif dtype == torch.bool:

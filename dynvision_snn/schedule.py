@@ -44,13 +44,14 @@ class Phase(IntEnum):
     ``IDLE`` is idle time, before the presentation. Within it: ``REACTION`` is a timestep inside a
     reaction window, whether or not its stimulus is still shown (a null timestep inside a window is
     ``REACTION``); ``SUPERVISED`` shows a stimulus outside every window; ``NULL`` is the rest: null
-    input outside every window.
+    input outside every window. ``PADDING`` is past the end of a sample whose batch goes on.
     """
 
     IDLE = 0
     NULL = 1
     REACTION = 2
     SUPERVISED = 3
+    PADDING = 4
 
 
 class NamedPhase(NamedTuple):

@@ -24,6 +24,7 @@ ROOMS = [
     "timing",
     "schedule",  # the rules behind presentation
     "presentation",
+    "presentation_batch",  # one for each sample
     "noise",
     "encoding",
     "adapters",

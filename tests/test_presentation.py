@@ -92,7 +92,7 @@ def test_the_check_can_fail():
 @given(presentations())
 def test_every_timestep_is_in_one_phase_and_intervals_cover_the_run(drawn):
     p, shown, _ = drawn
-    counts = torch.bincount(p.phase_codes.long(), minlength=4).tolist()
+    counts = torch.bincount(p.phase_codes.long(), minlength=len(Phase)).tolist()
     assert p.phase_codes.dtype == torch.int8
     assert counts[Phase.IDLE] == 0
     assert sum(counts) == p.n_timesteps
