@@ -330,7 +330,7 @@ class Attachment:
         run_host = _run_host(host)
         handles: list[RemovableHandle] = []
         for item in self.watched:
-            if listener.hears_synapses and item.layer is not None:
+            if listener.hears_synapses and item.layer is not None and _has_synapses(item.layer):
                 handles.append(
                     item.module.register_forward_pre_hook(_BeforeHook(self, item), with_kwargs=True)
                 )
@@ -502,6 +502,10 @@ class Attachment:
         if rhythm.form != "step" and self._run.total_steps is not None:
             return -self._run.idle_steps  # each call holds the whole run
         return count // calls - self._run.idle_steps
+
+
+def _has_synapses(layer: Layer) -> bool:
+    return bool(layer.adapter.synapses(layer.module))
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

@@ -5,9 +5,10 @@ may serve several readers: a neuron layer's spikes and the next layer's synaptic
 counted from the same one.
 
 Speed decides the form: float operations (`sign`, `threshold`) instead of boolean ones, which are
-several times slower on CPUs, and the batch summed before anything becomes float64. Sums over the
-batch are exact: a unit's count is at most the batch size, far below 2**24, or float64 beyond it.
-No function waits for the device, and none keeps its argument or a graph.
+several times slower on CPUs; the batch summed before anything becomes float64; and less to do where
+a CPU can tell that all values are 0 and 1. Sums over the batch are exact: a unit's count is at most
+the batch size, far below 2**24, or float64 beyond it.
+No function waits for a device, and none keeps its argument or a graph.
 
 NaN values make `least`, `most` and weighted sums NaN, and infinite ones make `most` infinite, so
 that a budget can refuse them; in counts alone a NaN does not show.
@@ -35,6 +36,7 @@ class Tally:
         magnitude: sum of ``|x|`` per unit, the same shape. float32 unless the values are wider.
         least: smallest nonzero ``|x|``, ``[]`` or ``[T]``; infinity where all are zero.
         most: largest ``|x|``, ``[]`` or ``[T]``.
+        events: nonzero values of all units, float64 ``[]`` or ``[T]``.
         sequence: whether the first axis is time.
     """
 
@@ -42,6 +44,7 @@ class Tally:
     magnitude: Tensor
     least: Tensor
     most: Tensor
+    events: Tensor
     sequence: bool = False
 
     @property
@@ -51,6 +54,8 @@ class Tally:
 
     def reshaped(self, unit_shape: torch.Size) -> Tally:
         """The same tally of units that a layer sees in another shape, as after a Flatten."""
+        if unit_shape == self.unit_shape:
+            return self
         lead = self.nonzero.shape[:1] if self.sequence else ()
         return replace(
             self,
@@ -58,12 +63,7 @@ class Tally:
             magnitude=self.magnitude.reshape(*lead, *unit_shape),
         )
 
-    def total(self) -> Tensor:
-        """Nonzero values of all units: float64 ``[]`` or ``[T]``."""
-        return _rows(self.nonzero, self.sequence).sum(-1)
 
-
-@torch.no_grad()
 def tally(values: Tensor, *, sequence: bool = False) -> Tally:
     """Counts nonzero values and sums magnitudes over the batch.
 
@@ -84,18 +84,22 @@ def tally(values: Tensor, *, sequence: bool = False) -> Tally:
             f"Counting needs {'[T, B, *units]' if sequence else '[B, *units]'} with at least one "
             f"value; got shape {list(values.shape)}."
         )
-    size = _float(values).abs()
-    wide = torch.float64 if values.shape[batch_axis] > _FLOAT32_EXACT else size.dtype
-    rest = tuple(range(batch_axis, size.ndim))
-    most = size.amax(rest)
+    exact = _float(values)
+    wide = torch.float64 if values.shape[batch_axis] > _FLOAT32_EXACT else exact.dtype
+    rest = tuple(range(batch_axis, exact.ndim))
+    # What a CPU has computed can be read at no cost; another device would be waited for.
+    readable = values.device.type == "cpu"
+    size = exact if readable and bool((exact.amin(rest) >= 0).all()) else exact.abs()
     magnitude = size.sum(batch_axis, dtype=wide)
-    nonzero = size.sign().sum(batch_axis, dtype=wide)
-    # `size` is a fresh tensor of ours, so it may be overwritten: zeros must not be the least.
-    least = torch.threshold_(size, 0.0, float("inf")).amin(rest)
-    return Tally(nonzero, magnitude, least, most, sequence)
+    most = size.amax(rest)
+    least = torch.threshold(size, 0.0, float("inf")).amin(rest)
+    if readable and bool(((most == 0) | ((least == 1) & (most == 1))).all()):
+        nonzero = magnitude
+    else:
+        nonzero = size.sign().sum(batch_axis, dtype=wide)
+    return Tally(nonzero, magnitude, least, most, _total(nonzero, sequence), sequence)
 
 
-@torch.no_grad()
 def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
     """Synaptic operations and their ``|x|``-weighted sum, over the whole batch.
 
@@ -117,10 +121,11 @@ def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
     _check_units(values.unit_shape, fan_out)
     weights = fan_out.flatten()
     counted = _rows(values.nonzero, values.sequence) @ weights
+    if values.magnitude is values.nonzero:
+        return counted, counted
     return counted, _rows(values.magnitude, values.sequence) @ weights
 
 
-@torch.no_grad()
 def synops_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False) -> Tensor:
     """Synaptic operations of each sample: float64 ``[B]``, or ``[T, B]`` with `sequence`.
 
@@ -140,7 +145,6 @@ def synops_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False
     return nonzero.reshape(*values.shape[:lead], -1) @ fan_out.flatten()
 
 
-@torch.no_grad()
 def nonzero_per_sample(values: Tensor, *, sequence: bool = False) -> Tensor:
     """Nonzero values of each sample: float64 ``[B]``, or ``[T, B]`` with `sequence`.
 
@@ -156,6 +160,11 @@ def _rows(per_unit: Tensor, sequence: bool) -> Tensor:
     """float64 ``[units]`` or ``[T, units]``."""
     exact = per_unit.to(torch.float64)
     return exact.reshape(len(exact), -1) if sequence else exact.reshape(-1)
+
+
+def _total(per_unit: Tensor, sequence: bool) -> Tensor:
+    rows = per_unit.reshape(len(per_unit), -1) if sequence else per_unit
+    return rows.sum(-1 if sequence else None, dtype=torch.float64)
 
 
 def _float(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import InnerSynapses, Role
 from dynvision_snn.energy.budget import EnergyBudget
-from dynvision_snn.energy.counting import nonzero_per_sample, synops, synops_per_sample
+from dynvision_snn.energy.counting import nonzero_per_sample, synops_per_sample
 from dynvision_snn.energy.foldable import is_foldable, uses_batch_statistics
 from dynvision_snn.energy.layers import Series
 from dynvision_snn.energy.placing import place_calls
@@ -51,6 +51,7 @@ class Ledger:
         self.kept: dict[str, list[Kept]] = {WHOLE: []}
         self._fold, self._per_sample = fold, per_sample
         self._rows: dict[str, Row] = {}
+        self._refusals: dict[str, str | None] = {}
         self._samples = torch.zeros(len(_ROWS), 0, dtype=torch.float64)
         self._idle_samples = torch.zeros(1, 0, dtype=torch.float64)
         self.drop_run()
@@ -136,20 +137,21 @@ class Ledger:
             self._count_neurons(observation)
             self._count_inner_synapses(observation)
             return
-        module = observation.module
-        foldable = is_foldable(module)
-        if foldable and uses_batch_statistics(module):
-            reason: str | None = "it normalises by the statistics of its own batch"
-        elif foldable and self._fold:
-            return
-        else:
-            reason = None if foldable else refusal(module)
+        name, module = observation.name, observation.module
+        if name not in self._refusals:
+            self._refusals[name] = None if is_foldable(module) else refusal(module)
+        reason = self._refusals[name]
+        if reason is None and is_foldable(module):
+            if uses_batch_statistics(module):
+                reason = "it normalises by the statistics of its own batch"
+            elif self._fold:
+                return
         if reason is None and observation.inputs is None:
             reason = "which timesteps its calls belong to could not be told"
         if reason is not None:
-            self.uncounted.setdefault(observation.name, reason)
+            self.uncounted.setdefault(name, reason)
             return
-        row = self._row(observation.name, module)
+        row = self._row(name, module)
         self._count_synapses(row, observation, module, observation.inputs)
 
     def _count_neurons(self, observation: Observation) -> None:
@@ -169,11 +171,13 @@ class Ledger:
         if self._per_sample:
             by_sample["neuron_updates_active"] = nonzero_per_sample(output, sequence=True)
         values = self._last_output.tally
-        active: dict[Series, Tensor] = {"neuron_updates_active": values.total()}
+        active: dict[Series, Tensor] = {"neuron_updates_active": values.events}
         row.note(observation, self._ticks, active, by_sample, values, synaptic=False)
 
     def _count_inner_synapses(self, observation: Observation) -> None:
         assert observation.layer is not None
+        if not observation.presynaptic:
+            return
         inner = observation.layer.adapter.synapses(observation.module)
         for synapses, values in zip(inner, observation.presynaptic, strict=True):
             name = f"{observation.name}.{synapses.name}"
@@ -196,12 +200,7 @@ class Ledger:
         if output is not None:
             row.outputs = output[0, 0].numel()
         fan_out = row.fan_out(operator, seen.unit_shape, values.device, size)
-        counted, weighted = synops(seen.tally, fan_out)
-        series: dict[Series, Tensor] = {
-            "synops": counted,
-            "synops_weighted": weighted,
-            "events": seen.tally.total(),
-        }
+        series = row.counted(seen.tally, fan_out)
         by_sample: dict[Series, Tensor] = {}
         if self._per_sample:
             by_sample["synops"] = synops_per_sample(values, fan_out, sequence=True)

@@ -27,6 +27,7 @@ from dynvision_snn.energy.ledger import Ledger
 from dynvision_snn.energy.reducing import summed_over_ranks
 from dynvision_snn.energy.samples import WHOLE, SampleEnergy
 from dynvision_snn.energy.survey import (
+    adapters_for,
     check_not_replaced,
     never_called,
     outside_runs,
@@ -79,7 +80,7 @@ class EnergyMeter(Listener):
         adapters: Iterable[Adapter] = (),
     ) -> None:
         self._host, self._sequence = module, sequence
-        self._adapters = tuple(adapters)
+        self._adapters = adapters_for(module, adapters)
         self._watched: Sequence[Watched] = with_operations(module, self._adapters)
         self._attachment: Attachment | None = None
         self._opened = False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from dynvision_snn.energy.counting import Tally, tally
+from dynvision_snn.energy.counting import Tally, synops, tally
 from dynvision_snn.energy.layers import LayerCounts, Series
 from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
 from dynvision_snn.observation import Observation
@@ -134,6 +134,7 @@ class Row:
         self.inputs = self.outputs = 0
         self.synapses: Tensor | None = None
         self.last: Tallied | None = None
+        self.last_counted: tuple[Tally, Tensor, Mapping[Series, Tensor]] | None = None
         self.shown, self.idle = Sums(), Sums()
         self.noted: list[Noted] = []
         self._diagonal = diagonal
@@ -143,7 +144,7 @@ class Row:
 
     def drop_run(self) -> None:
         """Forgets the current run; the next one looks at the weights anew."""
-        self.last = None
+        self.last = self.last_counted = None
         self.noted = []
         self._known_fan_out.refresh()
 
@@ -170,6 +171,20 @@ class Row:
             self.inputs = math.prod(unit_shape)
         self._dense_now = self._dense[shapes]
         return fan_out
+
+    def counted(self, values: Tally, fan_out: Tensor) -> Mapping[Series, Tensor]:
+        """The operations on `values`, worked out once for values that do not change."""
+        known = self.last_counted
+        if known is not None and known[0] is values and known[1] is fan_out:
+            return known[2]
+        plain, weighted = synops(values, fan_out)
+        series: dict[Series, Tensor] = {
+            "synops": plain,
+            "synops_weighted": weighted,
+            "events": values.events,
+        }
+        self.last_counted = (values, fan_out, series)
+        return series
 
     def note(
         self,

@@ -37,7 +37,17 @@ _WITHOUT_OPERATIONS = (
 )
 
 
-def with_operations(host: nn.Module, adapters: Iterable[Adapter] = ()) -> list[Watched]:
+def adapters_for(host: nn.Module, given: Iterable[Adapter] = ()) -> Adapters | None:
+    """The adapters for `host`: None where its TimedModels bring their own and none are given."""
+    own = tuple(given)
+    return None if not own and _holds_run_hosts(host) else Adapters(own)
+
+
+def _holds_run_hosts(host: nn.Module) -> bool:
+    return any(isinstance(module, RunHost) for module in host.modules())
+
+
+def with_operations(host: nn.Module, adapters: Adapters | None) -> list[Watched]:
     """The modules of `host` that are worth a hook: neuron layers, and those with operations.
 
     What a synapse layer has inside (a parametrisation) makes its weights and is part of it.
@@ -45,10 +55,9 @@ def with_operations(host: nn.Module, adapters: Iterable[Adapter] = ()) -> list[W
     Raises:
         AdapterError: for a neuron that is unknown or cannot be served.
     """
-    given = tuple(adapters)
     found: list[Watched] = []
     inside: tuple[str, ...] = ()
-    for item in watchable(host, Adapters(given) if given else None):
+    for item in watchable(host, adapters):
         if item.name.startswith(inside or ("\0",)):
             continue
         if item.layer is None and refusal(item.module) is None:
@@ -73,7 +82,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 def outside_runs(host: nn.Module) -> dict[str, str]:
     """The modules with weights beside the TimedModels of `host`, and why they are missed."""
-    if isinstance(host, RunHost) or not any(isinstance(m, RunHost) for m in host.modules()):
+    if isinstance(host, RunHost) or not _holds_run_hosts(host):
         return {}
     found: dict[str, str] = {}
 

@@ -400,7 +400,7 @@ class TestTally:
         whole = tally(x, sequence=True)
         counted, weighted = synops(whole, weights)
         for step in range(t):
-            assert whole.total()[step] == (x[step] != 0).sum()
+            assert whole.events[step] == (x[step] != 0).sum()
             assert counted[step] == ((x[step] != 0) * weights).sum()
             assert weighted[step] == (x[step].abs() * weights).sum()
             sizes = x[step][x[step] != 0].abs()
@@ -422,13 +422,13 @@ class TestTally:
         x = torch.ones(3000, 2).to(dtype)  # float16 holds integers up to 2048, bfloat16 to 256
         found = tally(x)
         assert found.nonzero.tolist() == found.magnitude.tolist() == [3000.0, 3000.0]
-        assert float(found.total()) == 6000
+        assert float(found.events) == 6000
 
     def test_large_counts_are_exact(self) -> None:
         x = torch.ones(3, 2**23 + 1)
         weights = torch.ones(2**23 + 1, dtype=torch.float64)
         assert int(synops(tally(x), weights)[0]) == 3 * (2**23 + 1)
-        assert int(tally(x).total()) == 3 * (2**23 + 1)
+        assert int(tally(x).events) == 3 * (2**23 + 1)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_bad_values_are_seen(self, bad: float) -> None:
@@ -447,4 +447,4 @@ class TestTally:
 
     def test_one_value_per_sample(self) -> None:
         found = tally(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), sequence=True)
-        assert found.total().tolist() == [1.0, 2.0]
+        assert found.events.tolist() == [1.0, 2.0]
