@@ -33,12 +33,14 @@ class Moment:
         operations: counts from the onset through the moment's timestep by quantity, float64
             ``[onsets, N]``; NaN where it was never reached.
         timesteps: of how many timesteps these are.
+        rule: the decision rule in full; what it is called is up to whoever marks the moment.
     """
 
     times: Tensor
     right: Tensor
     operations: Mapping[str, Tensor]
     timesteps: Tensor
+    rule: str = ""
 
     def __post_init__(self) -> None:
         shapes = {
@@ -49,13 +51,16 @@ class Moment:
             raise DataError(f"A moment has shapes {sorted(shapes)}; expected one [onsets, N].")
 
     @classmethod
-    def of(cls, energy: SampleEnergy, name: str, times: Tensor, right: Tensor) -> Moment:
+    def of(
+        cls, energy: SampleEnergy, name: str, times: Tensor, right: Tensor, rule: str = ""
+    ) -> Moment:
         """From the counts that a meter kept under a name."""
         return cls(
             times,
             right,
             {quantity: energy.operations(quantity, name) for quantity in SAMPLE_QUANTITIES},
             energy.timesteps[name],
+            rule,
         )
 
     @property
@@ -88,6 +93,7 @@ class Moment:
             "right": self.right.tolist(),
             "operations": {name: _plain(counts) for name, counts in self.operations.items()},
             "timesteps": _plain(self.timesteps),
+            "rule": self.rule,
         }
 
     @classmethod
@@ -104,6 +110,7 @@ class Moment:
             torch.tensor(values["right"], dtype=torch.bool),
             {name: _tensor(counts) for name, counts in values["operations"].items()},
             _tensor(values["timesteps"]),
+            values["rule"],
         )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dynvision_snn.energy import EnergyBudget, EnergyMeter
+from dynvision_snn.decision import DecisionRule, decide
+from dynvision_snn.energy import EnergyBudget, EnergyMeter, SampleEnergy
 from dynvision_snn.errors import DataError, WrapError
 from dynvision_snn.model import TimedModel
 from dynvision_snn.moments import SETTLING, Moment
@@ -24,6 +26,7 @@ from dynvision_snn.readout import (
     stimulus_asked,
     supervised_spans,
 )
+from dynvision_snn.recording import Recording
 from dynvision_snn.report.progress import track
 from dynvision_snn.tracing import Trace, trace
 
@@ -201,6 +204,7 @@ def simulate(
     loader: Iterable[tuple[Tensor, Tensor]],
     presentation: Presentation,
     *,
+    rules: Mapping[str, DecisionRule] = MappingProxyType({}),
     per_sample: bool = True,
     progress: bool | None = None,
     title: str = "simulating",
@@ -215,8 +219,9 @@ def simulate(
         loader: batches of images ``[B, *features]`` and labels ``[B]`` (``[K, B, ...]`` and
             ``[K, B]`` for K stimuli), as a DataLoader yields.
         presentation: the schedule.
-        per_sample: whether each sample's energy until its moments (settling) is counted. It costs a
-            float64 copy of what one layer receives at one timestep.
+        rules: decision rules by name, for the time and energy until each sample's decision.
+        per_sample: whether each sample's energy until it settles, and decides, is counted. It costs
+            a float64 copy of what one layer receives at one timestep.
         progress: whether a progress bar is shown; by default on a terminal, if it takes long.
         title: what the bar says.
 
@@ -230,14 +235,15 @@ def simulate(
             f"simulate takes a wrapped model; received a {type(model).__name__}. "
             "Wrap it first: dvs.wrap(net, dt=...)."
         )
+    if rules and not per_sample:
+        raise DataError("rules need per_sample=True: what a decision costs is told of each sample.")
+    if SETTLING in rules:
+        raise DataError(f"no rule can be called {SETTLING!r}; give it another name.")
     device = _device(model)
     several = presentation.n_stimuli > 1
-    asked = (stimulus_asked(presentation.stimulus_at) - 1).clamp(min=0)
-    total: Score | None = None
-    settled: list[tuple[Tensor, Tensor]] = []
-    readout: tuple[str | None, str | None] = (None, None)
-    first: tuple[Tensor, Tensor] | None = None
+    gathered = _Gathered(presentation, rules)
     prints = Fingerprinting()
+    first: tuple[Tensor, Tensor] | None = None
     with _evaluating(model), torch.inference_mode():
         with EnergyMeter(model, per_sample=per_sample) as meter:
             for batch in track(loader, title, shown=progress):
@@ -246,44 +252,85 @@ def simulate(
                 images, labels = images.to(device), labels.to(device)
                 first = first or _first_sample(images, labels, several)
                 run = model(images, presentation)
-                decoded = decode(run.membrane)
-                answers = labels[asked] if several else labels.expand(len(asked), -1)
-                scored = score(decoded, answers, presentation.ignore_index)
-                total = scored if total is None else total + scored
-                times, right = _settling(decoded, answers, presentation)
-                if per_sample and presentation.onsets:
-                    meter.mark(SETTLING, times, presentation.onsets)
-                settled.append((times.cpu(), right.cpu()))
-                readout = (run.readout, run.membrane_is)
-        if total is None or first is None:
+                gathered.add(run, labels, meter if per_sample else None)
+        if first is None:
             raise DataError("the loader gave no batch; expected (images, labels) at least once.")
         example = trace(model, *first, presentation)
-    times, right = (torch.cat(parts, dim=1) for parts in zip(*settled, strict=True))
-    moments = {}
-    if per_sample and presentation.onsets:
-        moments[SETTLING] = Moment.of(meter.sample_energy, SETTLING, times, right)
+    times, _ = gathered.moment(SETTLING)
     return Simulation(
         presentation=presentation,
-        correct_by_timestep=total.correct.cpu(),
-        counted_by_timestep=total.counted.cpu(),
+        correct_by_timestep=gathered.score.correct.cpu(),
+        counted_by_timestep=gathered.score.counted.cpu(),
         settling_times=times,
-        moments=moments,
+        moments=gathered.moments(meter.sample_energy) if per_sample else {},
         budget=meter.budget(),
-        readout=readout[0],
-        membrane_is=readout[1],
+        readout=run.readout,
+        membrane_is=run.membrane_is,
         n_parameters=sum(p.numel() for p in model.parameters()),
-        model_bytes=sum(
-            x.numel() * x.element_size() for x in [*model.parameters(), *model.buffers()]
-        ),
+        model_bytes=sum(x.nbytes for x in (*model.parameters(), *model.buffers())),
         data=prints.result(),
         environment=environment(device),
         trace=example,
     )
 
 
-def _settling(
-    decoded: Tensor, answers: Tensor, presentation: Presentation
+class _Gathered:
+    """What remains of the batches that ran: right answers, and the moments of every sample."""
+
+    def __init__(self, presentation: Presentation, rules: Mapping[str, DecisionRule]) -> None:
+        self._presentation, self._rules = presentation, rules
+        self._asked = (stimulus_asked(presentation.stimulus_at) - 1).clamp(min=0)
+        nothing = torch.zeros(presentation.n_timesteps, dtype=torch.int64)
+        self.score = Score(nothing, nothing)
+        self._reached: dict[str, list[tuple[Tensor, Tensor]]] = {
+            name: [] for name in (SETTLING, *rules)
+        }
+
+    def add(self, run: Recording, labels: Tensor, meter: EnergyMeter | None) -> None:
+        """One batch; a meter keeps what its samples cost until each moment."""
+        presentation = self._presentation
+        decoded = decode(run.membrane)
+        several = presentation.n_stimuli > 1
+        answers = labels[self._asked] if several else labels.expand(len(decoded), -1)
+        scored = score(decoded, answers, presentation.ignore_index)
+        self.score = scored + Score(
+            self.score.correct.to(labels.device), self.score.counted.to(labels.device)
+        )
+        for name, parts in self._reached.items():
+            if name == SETTLING:
+                times, right = _settled(decoded, answers, presentation)
+            else:
+                times, right = _decided(self._rules[name], run, answers, presentation)
+            if meter is not None and presentation.onsets:
+                meter.mark(name, times, presentation.onsets)
+            parts.append((times.cpu(), right.cpu()))
+
+    def moment(self, name: str) -> tuple[Tensor, Tensor]:
+        """Times and right answers of all samples, ``[onsets, N]``."""
+        times, right = zip(*self._reached[name], strict=True)
+        return torch.cat(times, dim=1), torch.cat(right, dim=1)
+
+    def moments(self, energy: SampleEnergy) -> dict[str, Moment]:
+        """Every moment with its cost; none where nothing is ever shown."""
+        if not self._presentation.onsets:
+            return {}
+        described = {SETTLING: "", **{name: repr(rule) for name, rule in self._rules.items()}}
+        return {
+            name: Moment.of(energy, name, *self.moment(name), described[name])
+            for name in self._reached
+        }
+
+
+def _decided(
+    rule: DecisionRule, run: Recording, answers: Tensor, presentation: Presentation
 ) -> tuple[Tensor, Tensor]:
+    """From each onset of each sample: when it decided, and whether for the right class."""
+    onsets = presentation.onsets
+    decisions = decide(rule, run.membrane, run.spikes, onsets, presentation.dt)
+    return decisions.times, (decisions.classes == answers[list(onsets)]) & ~decisions.times.isnan()
+
+
+def _settled(decoded: Tensor, answers: Tensor, presentation: Presentation) -> tuple[Tensor, Tensor]:
     """From each onset of each sample: when it settled, and whether on the right class."""
     onsets, supervised = presentation.onsets, presentation.supervised_mask
     times = settling_time(decoded, onsets, supervised, presentation.dt)

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from numbers import Integral, Real
 
-__all__ = ["NO_VALUE", "number", "scale"]
+__all__ = ["NO_VALUE", "MeanSD", "number", "scale"]
 
 NO_VALUE = "–"
 """What stands for a missing or undefined number."""
 
 _PREFIXES = {-15: "f", -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
+
+
+@dataclass(frozen=True)
+class MeanSD:
+    """A mean over several runs with its standard deviation, which divides by one less than the runs.
+
+    >>> number(MeanSD(0.973, 0.004))
+    '0.973 ± 0.004'
+    """
+
+    mean: float
+    sd: float
+
+    def __truediv__(self, factor: float) -> MeanSD:
+        return MeanSD(self.mean / factor, self.sd / abs(factor))
 
 
 def scale(values: Iterable[float | None]) -> tuple[float, str]:
@@ -46,6 +62,8 @@ def number(value: object, *, digits: int = 3, decimals: int | None = None) -> st
     """
     if value is None:
         return NO_VALUE
+    if isinstance(value, MeanSD):
+        return _mean_sd(value, digits, decimals)
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
     if isinstance(value, Integral) and decimals is None:
@@ -66,3 +84,15 @@ def _significant(value: float, digits: int) -> str:
     if not -4 <= exponent < 7:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(digits - 1 - exponent, 0)}f}"
+
+
+def _mean_sd(value: MeanSD, digits: int, decimals: int | None) -> str:
+    """Both to the same place, so that the second says how much of the first means something."""
+    mean = number(float(value.mean), digits=digits, decimals=decimals)
+    if mean == NO_VALUE or math.isnan(value.sd):
+        return mean
+    if decimals is not None:
+        return f"{mean} ± {number(float(value.sd), decimals=decimals)}"
+    if "e" in mean or value.mean == 0:
+        return f"{mean} ± {number(float(value.sd), digits=2)}"
+    return f"{mean} ± {value.sd:,.{len(mean.partition('.')[2])}f}"

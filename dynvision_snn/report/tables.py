@@ -13,7 +13,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from dynvision_snn.errors import MissingExtraError
-from dynvision_snn.report.numbers import number, scale
+from dynvision_snn.report.numbers import MeanSD, number, scale
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -123,7 +123,9 @@ def lay_out(
                 for value, noted in zip(plain, values, strict=True)
             ]
         )
-        is_number.append(all(value is None or _is_real(value) for value in plain))
+        is_number.append(
+            all(value is None or isinstance(value, MeanSD) or _is_real(value) for value in plain)
+        )
     footnotes = [*((mark, text) for text, mark in marks.items()), *(("", text) for text in notes)]
     return Grid(tuple(header), tuple(zip(*cells, strict=True)), tuple(is_number), tuple(footnotes))
 
@@ -204,12 +206,14 @@ def _unit(column: Column, values: Sequence[Any]) -> tuple[float, str]:
         return 0.01, "%"
     if not column.si:
         return 1.0, column.unit
-    factor, prefix = scale(value for value in values if _is_real(value))
+    means = (value.mean if isinstance(value, MeanSD) else value for value in values)
+    factor, prefix = scale(value for value in means if _is_real(value))
     return factor, prefix + column.unit
 
 
 def _scaled(value: Any, factor: float) -> Any:
-    return value / factor if _is_real(value) and factor != 1 else value
+    shown = isinstance(value, MeanSD) or _is_real(value)
+    return value / factor if shown and factor != 1 else value
 
 
 def _is_real(value: Any) -> bool:
