@@ -17,7 +17,7 @@ _PREFIXES = {-15: "f", -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "
 
 @dataclass(frozen=True)
 class MeanSD:
-    """A mean over several runs with its standard deviation, which divides by one less than the runs.
+    """A mean over several runs, and their standard deviation (over one less than the runs).
 
     >>> number(MeanSD(0.973, 0.004))
     '0.973 ± 0.004'

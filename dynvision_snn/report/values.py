@@ -41,5 +41,5 @@ def to_pandas(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
     try:
         from pandas import DataFrame
     except ImportError as error:
-        raise MissingExtraError("pandas", "pandas", "A pandas frame") from error
+        raise MissingExtraError("pandas", "dev", "A pandas frame") from error
     return DataFrame(list(rows))
