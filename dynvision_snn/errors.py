@@ -104,10 +104,6 @@ class EnergyWarning(DynvisionWarning):
     """A figure in joules that leaves out synaptic operations, since its profile has no price."""
 
 
-class TrainingWarning(DynvisionWarning):
-    """A sign of trouble in a training that goes on."""
-
-
 def known_names(received: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the nearest known one, then all of them.
 

@@ -6,6 +6,7 @@ one, draws the same presentations as an unbroken run in one process.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dynvision_snn.errors import PresentationError
+from dynvision_snn.errors import PresentationError, PresentationWarning
 from dynvision_snn.presentation import Presentation
 from dynvision_snn.schedule import stretches
 from dynvision_snn.timing import check_time, nearest_steps
@@ -91,7 +92,12 @@ class VaryingPresentation:
             epoch: from 0 up.
             batch: within the epoch, from 0 up.
         """
-        generator = draw_generator(seed, epoch, batch)
+        with warnings.catch_warnings():
+            # Of many draws some leave a stimulus unsupervised; `monitor.signs` says so if all do.
+            warnings.simplefilter("ignore", PresentationWarning)
+            return self._drawn(draw_generator(seed, epoch, batch))
+
+    def _drawn(self, generator: torch.Generator) -> Presentation:
         drawn = self.base
         if self.shuffle:
             drawn = drawn.shuffled(generator)

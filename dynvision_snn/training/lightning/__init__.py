@@ -13,3 +13,9 @@ from dynvision_snn.training.lightning.checkpoints import BestCheckpoint as BestC
 from dynvision_snn.training.lightning.checkpoints import ResumeCheckpoint as ResumeCheckpoint
 from dynvision_snn.training.lightning.checkpoints import read_checkpoint as read_checkpoint
 from dynvision_snn.training.lightning.module import TimedClassifier as TimedClassifier
+from dynvision_snn.training.lightning.running import TrainingResult as TrainingResult
+from dynvision_snn.training.lightning.running import read_result as read_result
+from dynvision_snn.training.lightning.running import simulate_checkpoint as simulate_checkpoint
+from dynvision_snn.training.lightning.running import train as train
+from dynvision_snn.training.lightning.sweeping import Sweep as Sweep
+from dynvision_snn.training.lightning.sweeping import sweep as sweep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dynvision_snn.errors import TrainingError, TrainingWarning
+from dynvision_snn.errors import TrainingError
 from dynvision_snn.training.joining import rank
 from dynvision_snn.training.lightning.module import TimedClassifier
 from dynvision_snn.training.monitor import (
@@ -30,7 +30,7 @@ class EnergyMonitor(Callback):
 
     Args:
         limits: from where on something is a warning.
-        tell: told of a sign that has become a warning; by default a `TrainingWarning`.
+        tell: told of each warning sign, once; by default it is logged as a warning.
 
     Attributes:
         signs: of the last epoch.
@@ -42,6 +42,7 @@ class EnergyMonitor(Callback):
     ) -> None:
         self._limits = limits or Limits()
         self._tell = tell or _warn
+        self._told: set[str] = set()
         self.signs: list[Sign] = []
         self.history: list[EpochFigures] = []
         self._probe, self._open, self._looking = LayerProbe(), ExitStack(), False
@@ -81,16 +82,16 @@ class EnergyMonitor(Callback):
         figures = _classifier(pl_module).epoch_figures()
         seen = replace(figures, layers=self._seen.layers, gradients=self._seen.gradients)
         self.history.append(seen)
-        known = {sign.name for sign in self.signs if not sign.healthy}
         self.signs = signs(self.history, self._limits)
         if rank() == 0:
             for sign in self.signs:
-                if not sign.healthy and sign.name not in known:
+                if not sign.healthy and sign.name not in self._told:
+                    self._told.add(sign.name)
                     self._tell(sign)
 
 
 def _warn(sign: Sign) -> None:
-    warnings.warn(str(sign), TrainingWarning, stacklevel=2)
+    logging.getLogger(__name__).warning("%s", sign)
 
 
 def _classifier(pl_module: LightningModule) -> TimedClassifier:

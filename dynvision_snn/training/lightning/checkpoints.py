@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from dynvision_snn.errors import OutputError, TrainingError
+from dynvision_snn.errors import TrainingError
 from dynvision_snn.report.files import writing_file
 
 LAST = "last.ckpt"
@@ -96,11 +96,11 @@ class ResumeCheckpoint(Callback):
         """Within an epoch; its last batch is left to the epoch's end."""
         is_last = batch_idx + 1 == trainer.num_training_batches
         if self._every and (batch_idx + 1) % self._every == 0 and not is_last:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the end of an epoch."""
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -173,13 +173,3 @@ def monitored(
     if monitor.startswith("val") and (not validated or save_every % validate_every):
         return "train_loss", "min"
     return monitor, mode
-
-
-def check_writable(path: str | Path) -> None:
-    """Refuses a checkpoint folder that is a file.
-
-    Raises:
-        OutputError: if it is.
-    """
-    if Path(path).exists() and not Path(path).is_dir():
-        raise OutputError(f"{path} is a file; expected a place for a folder.")
