@@ -24,7 +24,12 @@ from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequen
 from dynvision_snn.engine.witness import left_as_found
 from dynvision_snn.errors import AdapterWarning, TimingError, WrapError, known_names
 from dynvision_snn.observation import Attachment, Clock, Run, RunHost, Watched, watchable
-from dynvision_snn.presentation import Presentation
+from dynvision_snn.presentation import null_like
+from dynvision_snn.presentation_batch import (
+    AnyPresentation,
+    PresentationBatch,
+    check_timed_inputs,
+)
 from dynvision_snn.recording import LayerRecording, Recorder, Recording, RunState
 from dynvision_snn.timing import check_dt, common_dt, format_ms, nearest_steps
 
@@ -166,8 +171,9 @@ class TimedModel(RunHost):
     def forward(
         self,
         inputs: Tensor,
-        presentation: Presentation | None = None,
+        presentation: AnyPresentation | None = None,
         *,
+        time_axis: int | None = None,
         record: Sequence[str] = (),
         state: RunState | None = None,
     ) -> Recording:
@@ -176,7 +182,12 @@ class TimedModel(RunHost):
         Args:
             inputs: what is shown: images ``[B, *features]`` (``[K, B, *features]`` of K stimuli)
                 with a presentation, the inputs of every timestep ``[T, B, *features]`` without.
-            presentation: the schedule.
+            presentation: the schedule, one for all samples or one for each. Samples shorter than
+                the longest go on with null input, which no listener counts; batch normalisation in
+                training mode, and whatever else mixes samples, sees it.
+            time_axis: where inputs that go with a presentation have time themselves: 0 for
+                ``[T, B, *features]``, 1 for ``[B, T, *features]``. The presentation then says what
+                the timesteps are, and shows nothing.
             record: names of layers whose spikes, membrane and state are wanted.
             state: ``run.state`` of an earlier run to go on from. A run that goes on is not reset
                 and has no idle time: that belongs before the first.
@@ -190,15 +201,16 @@ class TimedModel(RunHost):
             WrapError: if the model cannot run so; the message says why and what to do.
             ObservationError: if a neuron layer is not called exactly once per timestep.
         """
-        shown = _shown(self, inputs, presentation, continued=state is not None)
+        shown = _shown(self, inputs, presentation, time_axis, continued=state is not None)
         return self._run_shown(shown, record, state)
 
     def chunks(
         self,
         inputs: Tensor,
-        presentation: Presentation | None = None,
+        presentation: AnyPresentation | None = None,
         *,
         every: float,
+        time_axis: int | None = None,
         record: Sequence[str] = (),
         state: RunState | None = None,
     ) -> Iterator[Recording]:
@@ -218,6 +230,7 @@ class TimedModel(RunHost):
             presentation: as in `forward`.
             every: length of a piece in ms, rounded to the nearest timestep; the last may be
                 shorter.
+            time_axis: as in `forward`.
             record: as in `forward`.
             state: as in `forward`.
 
@@ -233,7 +246,7 @@ class TimedModel(RunHost):
                 f"every is {format_ms(every)}, shorter than a timestep of {format_ms(self.dt)}. "
                 "Expected at least one timestep."
             )
-        shown = _shown(self, inputs, presentation, continued=state is not None)
+        shown = _shown(self, inputs, presentation, time_axis, continued=state is not None)
         return self._chunks(shown, n_steps, record, state)
 
     def _chunks(
@@ -254,14 +267,17 @@ class TimedModel(RunHost):
         layers = {item.name: item.layer for item in watched if item.layer is not None}
         if state is not None:
             _check_goes_on(state, layers, shown.example.shape[0])
-        start = 0 if state is None else state.timestep
+        start, origin = (0, object()) if state is None else (state.timestep, state.origin)
         kept = _kept_layers(layers, seen.readout, record)
         run = Run(
             n_timesteps=shown.n_timesteps,
             idle_steps=shown.idle_steps,
             phases=shown.phases,
+            active=shown.active,
+            lengths=shown.lengths,
             dt=self.dt,
             start=start,
+            origin=origin,
             with_grad=torch.is_grad_enabled(),
             clock=Clock() if seen.calling.stepping == "step" else None,
             rhythms=seen.rhythms,
@@ -280,6 +296,7 @@ class TimedModel(RunHost):
                 {name: layer.adapter.state(layer.module) for name, layer in layers.items()},
                 shown.example.shape[0],
                 start + shown.n_timesteps,
+                origin,
             )
         recordings = {name: recorder.recording(layer) for name, layer in kept.items()}
         return _recording(self, seen, output, recordings, record, after, shown)
@@ -337,6 +354,7 @@ class _Shown:
         steps: the inputs of the T timesteps; a sequence holds one object for one stimulus.
         null: the input of the idle timesteps; None where there are none.
         phases: `Phase` code of the T timesteps; None where unknown.
+        active, lengths: as in `Run`.
         start: how many timesteps of the same call came before.
     """
 
@@ -346,6 +364,8 @@ class _Shown:
     steps: Tensor | Sequence[Tensor]
     null: Tensor | None = None
     phases: Tensor | None = None
+    active: Tensor | None = None
+    lengths: Tensor | None = None
     start: int = 0
 
     def pieces(self, n_steps: int) -> Iterator[_Shown]:
@@ -359,6 +379,7 @@ class _Shown:
                 steps=self.steps[start:stop],
                 null=None if start else self.null,
                 phases=None if self.phases is None else self.phases[start:stop],
+                active=None if self.active is None else self.active[start:stop],
                 start=start,
             )
 
@@ -371,24 +392,50 @@ class _Shown:
 
 
 def _shown(
-    model: TimedModel, inputs: Tensor, presentation: Presentation | None, *, continued: bool
+    model: TimedModel,
+    inputs: Tensor,
+    presentation: AnyPresentation | None,
+    time_axis: int | None,
+    *,
+    continued: bool,
 ) -> _Shown:
     if not isinstance(inputs, Tensor):
         raise WrapError(f"a TimedModel takes a torch.Tensor; received a {type(inputs).__name__}.")
+    if time_axis not in (None, 0, 1):
+        raise WrapError(
+            f"time_axis={time_axis!r}; expected 0 for inputs [T, B, ...], 1 for [B, T, ...], or "
+            "None for images that a presentation shows."
+        )
     if inputs.ndim < 2 or 0 in inputs.shape[:2]:
-        expected = "[B, *features]" if presentation is not None else "[T, B, *features]"
+        timed = presentation is None or time_axis is not None
+        expected = "[T, B, *features]" if timed else "[B, *features]"
         raise WrapError(
             f"the inputs have shape {list(inputs.shape)}; expected {expected} with at least one "
             "timestep, sample and feature."
         )
+    if time_axis == 1:
+        inputs = inputs.transpose(0, 1)
     if presentation is None:
         return _Shown(inputs.shape[0], 0, inputs[0], inputs)
     common_dt({"the model": model.dt, "the presentation": presentation.dt})
+    steps: Tensor | Sequence[Tensor]
+    if time_axis is not None:
+        example, steps = inputs[0], inputs
+        check_timed_inputs(presentation, *inputs.shape[:2])
+    else:
+        example = inputs if presentation.n_stimuli <= 1 else inputs[0]
+        steps = list(presentation.inputs_at(inputs))
     idle_steps = 0 if continued else presentation.idle_steps
-    null = presentation.null_input(inputs) if idle_steps else None
-    example = inputs if presentation.n_stimuli <= 1 else inputs[0]
-    steps = list(presentation.inputs_at(inputs))
-    return _Shown(len(steps), idle_steps, example, steps, null, presentation.phase_codes)
+    null = null_like(example, presentation.null_value) if idle_steps else None
+    shown = _Shown(len(steps), idle_steps, example, steps, null, presentation.phase_codes)
+    if not isinstance(presentation, PresentationBatch):
+        return shown
+    active = presentation.active_mask
+    if bool(active.all()):
+        return shown
+    device = example.device
+    lengths = presentation.lengths.to(device, non_blocking=True)
+    return replace(shown, active=active.to(device, non_blocking=True), lengths=lengths)
 
 
 @contextmanager

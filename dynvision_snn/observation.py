@@ -75,9 +75,15 @@ class Run:
     Attributes:
         n_timesteps: T; None in a user's own loop, where nobody knows it beforehand.
         idle_steps: null-input timesteps before timestep 0; they are counted ``-idle_steps .. -1``.
-        phases: `Phase` code of every timestep, int8 ``[T]`` on the CPU; None where unknown.
+        phases: `Phase` code of every timestep, int8 ``[T]``, or ``[T, B]`` where each sample has
+            its own, on the CPU; None where unknown.
+        active: where samples are of different lengths, which timesteps are no padding: bool
+            ``[T, B]``, on the device of the inputs; None where none is.
+        lengths: then also, how many timesteps of each sample are no padding in the whole call of
+            which this may be a chunk: ``[B]``.
         dt: length of a timestep in ms; None where unknown.
         start: timesteps of the earlier runs that it goes on from; its own begin at 0 all the same.
+        origin: the same object in all runs that go on from each other.
         with_grad: whether autograd records it, idle time apart; None where unknown.
         clock: the current timestep, where the run is stepped from outside.
         rhythms: how each module is called, where the model has its own time loop.
@@ -86,8 +92,11 @@ class Run:
     n_timesteps: int | None = None
     idle_steps: int = 0
     phases: Tensor | None = None
+    active: Tensor | None = None
+    lengths: Tensor | None = None
     dt: float | None = None
     start: int = 0
+    origin: object = None
     with_grad: bool | None = None
     clock: Clock | None = None
     rhythms: Mapping[str, Rhythm] = field(default_factory=dict)
@@ -129,6 +138,13 @@ class Observation:
     state: Mapping[str, Tensor] = field(default_factory=dict)
     presynaptic: tuple[Tensor | None, ...] = ()
     recomputed: bool = False
+
+    @property
+    def active(self) -> Tensor | None:
+        """Which of its timesteps and samples are no padding: bool ``[t1 - t0, B]``; None if all."""
+        if self.run.active is None or self.t0 < 0:
+            return None
+        return self.run.active[self.t0 : self.t1]
 
     def part(self, start: int, stop: int) -> Observation:
         """The timesteps ``start:stop`` of this observation (absolute timesteps of the run)."""

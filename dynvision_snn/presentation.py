@@ -392,9 +392,7 @@ class Presentation:
         >>> Presentation("01", dt=1.0).null_input(torch.ones(2, 3)).tolist()
         [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
         """
-        one = split_stimuli(images, self.n_stimuli, "images")[0]
-        check_representable(self.null_value, one.dtype)
-        return torch.full_like(one, self.null_value, requires_grad=False)
+        return null_like(split_stimuli(images, self.n_stimuli, "images")[0], self.null_value)
 
     def inputs_at(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         """What is shown at each timestep, without building the whole.
@@ -615,12 +613,17 @@ def _parse_null_value(value: float) -> float:
     return float(value)
 
 
-def check_representable(value: float, dtype: torch.dtype) -> None:
-    """Refuses a null value that images of a dtype cannot hold.
+def null_like(one: torch.Tensor, value: float) -> torch.Tensor:
+    """One timestep of null input, like `one`.
 
     Raises:
-        PresentationError: Naming both.
+        PresentationError: If its dtype has no such value.
     """
+    _check_representable(value, one.dtype)
+    return torch.full_like(one, value, requires_grad=False)
+
+
+def _check_representable(value: float, dtype: torch.dtype) -> None:
     if dtype.is_complex or dtype.is_floating_point:
         fits = abs(value) <= torch.finfo(dtype).max
     elif dtype == torch.bool:

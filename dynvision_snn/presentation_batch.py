@@ -21,14 +21,20 @@ from dynvision_snn.errors import PresentationError
 from dynvision_snn.presentation import (
     Phase,
     Presentation,
-    check_representable,
+    null_like,
     split_labels,
     split_stimuli,
 )
 from dynvision_snn.schedule import Interval, parse_integer, stretches
 from dynvision_snn.timing import check_dt, check_time, common_dt, format_ms, nearest_steps
 
-__all__ = ["AnyPresentation", "PresentationBatch", "time_range", "uniform_time"]
+__all__ = [
+    "AnyPresentation",
+    "PresentationBatch",
+    "check_timed_inputs",
+    "time_range",
+    "uniform_time",
+]
 
 Range = float | Sequence[float]
 """A time in ms, or the shortest and longest one."""
@@ -312,9 +318,7 @@ class PresentationBatch(Sequence[Presentation]):
 
     def null_input(self, images: Tensor) -> Tensor:
         """One timestep of null input for a batch; see `Presentation.null_input`."""
-        one = self._split(images)[0]
-        check_representable(self.null_value, one.dtype)
-        return torch.full_like(one, self.null_value, requires_grad=False)
+        return null_like(self._split(images)[0], self.null_value)
 
     def inputs_at(self, images: Tensor) -> Iterator[Tensor]:
         """What is shown at each timestep, without building the whole.
@@ -430,6 +434,24 @@ class PresentationBatch(Sequence[Presentation]):
 
 AnyPresentation = Presentation | PresentationBatch
 """One schedule for all samples of a batch, or one for each."""
+
+
+def check_timed_inputs(presentation: AnyPresentation, n_timesteps: int, n_samples: int) -> None:
+    """Refuses inputs over time that do not fit the presentation that goes with them.
+
+    Raises:
+        PresentationError: saying which.
+    """
+    if n_timesteps != presentation.n_timesteps:
+        raise PresentationError(
+            f"The inputs have {n_timesteps} timesteps, the presentation has "
+            f"{presentation.n_timesteps} ({presentation.describe()}). Build it with n_timesteps="
+            f"{n_timesteps}; or, if the batch comes first, say time_axis=1."
+        )
+    if isinstance(presentation, PresentationBatch) and n_samples != len(presentation):
+        raise PresentationError(
+            f"There are presentations for {len(presentation)} samples, but inputs of {n_samples}."
+        )
 
 
 def time_range(limits: Range, name: str) -> tuple[float, float]:

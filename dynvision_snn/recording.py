@@ -24,12 +24,14 @@ class RunState:
         held: the state variables that its modules keep, by layer name.
         batch_size: how many samples it is of.
         timestep: how many timesteps have been run since the reset, idle ones apart.
+        origin: the same object in all runs that go on from each other.
     """
 
     passed: tuple[Any, ...]
     held: Mapping[str, Mapping[str, Any]]
     batch_size: int
     timestep: int
+    origin: object = field(default_factory=object)
 
     def detach(self) -> RunState:
         """The same values outside the graph, as truncated back-propagation needs them."""
@@ -38,6 +40,7 @@ class RunState:
             map_tensors(Tensor.detach, dict(self.held)),
             self.batch_size,
             self.timestep,
+            self.origin,
         )
 
 
