@@ -19,6 +19,7 @@ from models import (
     GruStep,
     Style,
     leaky,
+    reset_snntorch,
     sequential_init_hidden,
     sequential_state_lifted,
 )
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from dynvision_snn import wrap
-from dynvision_snn.engine.calling import state_arguments
+from dynvision_snn.engine.calling import arguments_of
 from dynvision_snn.errors import ObservationError, WrapError
 
 every_style = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES.keys())
@@ -384,6 +385,84 @@ def test_a_state_that_is_dropped_inside_a_loop_is_refused_by_name():
         wrap(DropsInItsLoop(), dt=DT)(inputs())
 
 
+class ForgetsItsZeros(nn.Module):
+    """snnTorch's neurons, whose state starts from zeros again at every timestep."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc, self.how = nn.Linear(FEATURES, CLASSES), how
+        self.lif = leaky(init_hidden=how == "resets the module")
+
+    def forward(self, x: Tensor, leftover: Any = None) -> Any:
+        if self.how == "resets the module":
+            self.lif.reset_mem()
+            return self.lif(self.fc(x))
+        if leftover is None:
+            leftover = self.lif.reset_mem() if self.how == "resets" else torch.zeros(len(x), 4)
+        return self.lif(self.fc(x), leftover)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("how", ["resets", "zeros", "resets the module"])
+def test_a_state_that_starts_from_zeros_at_every_timestep_is_refused_by_name(how, value):
+    with pytest.raises(WrapError, match=r"'lif' \(Leaky\) is dropped.*'leftover' looks like none"):
+        wrap(ForgetsItsZeros(how), dt=DT)(torch.full((T, B, FEATURES), value))
+
+
+class ForgetsInItsLoop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRUCell(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.gru(step, torch.zeros(len(step), CLASSES)) for step in x])
+
+
+def test_zeros_at_every_timestep_of_a_loop_are_refused_by_name():
+    with pytest.raises(WrapError, match=r"'gru' \(GRUCell\) is dropped"):
+        wrap(ForgetsInItsLoop(), dt=DT)(inputs())
+
+
+class TakesTheModulesOwn(nn.Module):
+    """Passes on the very membrane that the neuron keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES, bias=False), leaky()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif(self.fc(x), self.lif.mem)[0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_membrane_passed_back_from_the_module_is_kept(value):
+    net = TakesTheModulesOwn()
+    x = torch.full((T, B, FEATURES), value)
+    run = wrap(net, dt=DT)(x)
+    reset_snntorch(net)
+    assert torch.equal(run.spikes, torch.stack([net(step) for step in x]))
+
+
+class KeywordOnly(ExplicitStates):
+    """States behind a ``*``, and behind an argument that is none."""
+
+    def forward(self, x: Tensor, gain: float = 1.0, mem1: Any = None, *, mem2: Any = None) -> Any:
+        return super().forward(gain * x, mem1, mem2)
+
+
+def test_states_that_must_be_passed_by_name():
+    ours, theirs = STYLES["explicit_states"].fresh(), STYLES["explicit_states"].fresh()
+    net = KeywordOnly()
+    net.load_state_dict(ours.state_dict())
+    model = wrap(net, dt=DT)
+    membrane, spikes = STYLES["explicit_states"].oracle(theirs, inputs())
+    first = model(inputs()[:4])
+    second = model(inputs()[4:], state=first.state)
+    assert torch.equal(torch.cat([first.membrane, second.membrane]), membrane)
+    assert torch.equal(model(inputs()).spikes, spikes)
+    assert model._look.calling.by_name == 2
+
+
 class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -519,6 +598,21 @@ def test_a_forward_that_hands_on_its_arguments():
     assert torch.equal(run.membrane, wrap(net.inner, dt=DT)(inputs()).membrane)
 
 
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "part"])
+@pytest.mark.parametrize("name", ["sequential_init_hidden", "explicit_states", "gru_step"])
+def test_a_compiled_module_goes_by_the_name_of_the_one_it_was_made_of(name, part):
+    style = STYLES[name]
+    plain, net = wrap(style.fresh(), dt=DT), style.fresh()
+    if part:
+        child, module = next(iter(net.named_children()))
+        setattr(net, child, torch.compile(module, backend="eager"))
+    compiled = wrap(net if part else torch.compile(net, backend="eager"), dt=DT)
+    run = compiled(inputs())
+    assert torch.equal(run.membrane, plain(inputs()).membrane)
+    assert run.readout == style.readout
+    assert [layer.name for layer in compiled.layers()] == [layer.name for layer in plain.layers()]
+
+
 @pytest.mark.parametrize(
     ("name", "is_state"),
     [
@@ -531,7 +625,7 @@ def test_arguments_known_for_states_by_their_names(name, is_state):
     namespace: dict[str, Any] = {}
     exec(f"def forward(self, x, {name}=None): return x", namespace)
     net = type("Net", (nn.Module,), {"forward": namespace["forward"]})()
-    assert state_arguments(net, None) == ((name,) if is_state else ())
+    assert arguments_of(net, None).states == ((name,) if is_state else ())
 
 
 class Wide(nn.Module):

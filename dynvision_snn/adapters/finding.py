@@ -113,13 +113,14 @@ class Adapters:
         """Every module below and including `root`, once, with its layer where it is one.
 
         What lies inside a neuron layer (its recurrent weights, an inner cell) is part of it and not
-        visited.
+        visited. A compiled module counts as the one that was compiled, under its name.
         """
         yield from self._walk(root, prefix, set())
 
     def _walk(
         self, module: nn.Module, name: str, seen: set[int]
     ) -> Iterator[tuple[str, nn.Module, Layer | None]]:
+        module = uncompiled(module)
         if id(module) in seen:
             return
         seen.add(id(module))
@@ -133,6 +134,14 @@ class Adapters:
     def layers(self, root: nn.Module) -> list[Layer]:
         """The neuron layers of `root`, in the order of its modules."""
         return [layer for _, _, layer in self.walk(root) if layer is not None]
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` wrapped; any other module as it is."""
+    # Its class is not imported: that would load the compiler for those who do not compile.
+    if type(module).__module__ == "torch._dynamo.eval_frame":
+        return module.get_submodule("_orig_mod")
+    return module
 
 
 def _own_classes(module: nn.Module) -> list[type]:

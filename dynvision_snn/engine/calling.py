@@ -17,6 +17,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dynvision_snn.adapters import Layer
+from dynvision_snn.adapters.finding import uncompiled
 from dynvision_snn.errors import WrapError
 
 Stepping = Literal["step", "sequence"]
@@ -41,13 +42,21 @@ class Calling:
         time_axis: where a ``"sequence"`` model has time, in its input and outputs.
         states: the names of the arguments that take its state; empty where it keeps the state
             inside or takes none.
+        by_name: how many of these, the last ones, are passed by name.
         returns_state: whether all that it returns is its state, as torch's bare cells do.
     """
 
     stepping: Stepping
     time_axis: int = 0
     states: tuple[str, ...] = ()
+    by_name: int = 0
     returns_state: bool = False
+
+    def call(self, net: nn.Module, inputs: Tensor, states: Sequence[Any]) -> Any:
+        """One call of the model; where the states are None it starts from its initial state."""
+        first_named = len(self.states) - self.by_name
+        named = zip(self.states[first_named:], states[first_named:], strict=True)
+        return net(inputs, *states[:first_named], **dict(named))
 
     @property
     def initial_states(self) -> tuple[None, ...]:
@@ -80,8 +89,23 @@ class Calling:
         )
 
 
-def state_arguments(net: nn.Module, root: Layer | None) -> tuple[str, ...]:
-    """The arguments of ``net.forward`` that take its state, after its input.
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What ``net.forward`` takes beside its input.
+
+    Attributes:
+        states: the names of those that take its state, in order.
+        by_name: how many of these, the last ones, must be passed by name.
+        others: the names of those that are left at their defaults.
+    """
+
+    states: tuple[str, ...] = ()
+    by_name: int = 0
+    others: tuple[str, ...] = ()
+
+
+def arguments_of(net: nn.Module, root: Layer | None) -> Arguments:
+    """The arguments of ``net.forward`` after its input, told by their names.
 
     Args:
         net: the model.
@@ -90,22 +114,22 @@ def state_arguments(net: nn.Module, root: Layer | None) -> tuple[str, ...]:
     Raises:
         WrapError: if forward requires an argument that is neither the input nor a state.
     """
-    if root is not None and root.adapter.state(net):
-        return ()
-    accepted = signature(net.forward).parameters.values()
-    parameters = [
-        p
-        for p in accepted
-        if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if not parameters and any(p.kind is Parameter.VAR_POSITIONAL for p in accepted):
-        return ()  # a forward that hands on whatever it gets, as that of a compiled module
-    if not parameters:
+    if root is not None and root.adapter.state(root.module):
+        return Arguments()
+    accepted = signature(uncompiled(net).forward).parameters.values()
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p for p in accepted if p.kind in (*positional, Parameter.KEYWORD_ONLY)]
+    takes_input = bool(parameters) and parameters[0].kind in positional
+    if not takes_input and any(p.kind is Parameter.VAR_POSITIONAL for p in accepted):
+        return Arguments()  # a forward that hands on whatever it gets
+    if not takes_input:
         raise WrapError(
             f"{type(net).__name__}.forward takes no input; expected forward(x) or "
             "forward(x, state)."
         )
-    states = []
+    states: list[str] = []
+    others: list[str] = []
+    by_name = 0
     for parameter in parameters[1:]:
         named_like_a_state = _STATE_NAME.search(parameter.name) is not None
         if parameter.default is Parameter.empty and not named_like_a_state:
@@ -114,15 +138,17 @@ def state_arguments(net: nn.Module, root: Layer | None) -> tuple[str, ...]:
                 "looks like no state. A TimedModel passes the input and states only: give it a "
                 "default, or wrap a small module that passes it."
             )
-        if not named_like_a_state or parameter.default not in (None, Parameter.empty):
-            break
+        behind_others = bool(others) or parameter.kind is Parameter.KEYWORD_ONLY
+        if (
+            not named_like_a_state
+            or parameter.default not in (None, Parameter.empty)
+            or (behind_others and parameter.kind is Parameter.POSITIONAL_ONLY)
+        ):
+            others.append(parameter.name)
+            continue
         states.append(parameter.name)
-    return tuple(states)
-
-
-def call(net: nn.Module, inputs: Tensor, states: Sequence[Any]) -> Any:
-    """One call of the model; where the states are None it starts from its own initial state."""
-    return net(inputs, *states)
+        by_name += behind_others
+    return Arguments(tuple(states), by_name, tuple(others))
 
 
 def _kind(value: Any) -> str:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapters
 from dynvision_snn.adapters.base import tensors_of
-from dynvision_snn.engine.calling import Calling, Stepping, call, state_arguments
+from dynvision_snn.adapters.finding import uncompiled
+from dynvision_snn.engine.calling import Arguments, Calling, Stepping, arguments_of
 from dynvision_snn.engine.decoding import choose_readout, reached
 from dynvision_snn.engine.rhythm import Size, find_rhythms, fits, over_time, sizes_to_try
 from dynvision_snn.engine.witness import Memory, Seen, left_as_found, same_values, witnessed
@@ -46,6 +47,13 @@ class Look:
     rhythms: Mapping[str, Rhythm]
     reached: tuple[str, ...]
     readout: str | None
+
+
+def _telling(sample: Tensor) -> Tensor:
+    """A sample that is not blank: nothing could be told of a model that stays at rest."""
+    if sample.is_floating_point() and not bool(sample.any()):
+        return torch.full_like(sample, 0.5)
+    return sample
 
 
 class _Misfit(Exception):
@@ -79,9 +87,9 @@ def look(
         WrapError: if the ways of calling that were tried all fail, if the model cannot follow a
             presentation, or if its readout is ambiguous.
     """
-    root = next((item.layer for item in watched if item.module is net), None)
-    states = state_arguments(net, root)
-    subject = _Subject(net, watched, example[:1], states, readout)
+    root = next((item.layer for item in watched if item.name == ""), None)
+    arguments = arguments_of(net, root)
+    subject = _Subject(net, watched, _telling(example[:1]), arguments, readout)
     refusals: dict[str, str] = {}
     cause: Exception | None = None
     for way, attempt in _attempts(
@@ -112,8 +120,18 @@ class _Subject:
     net: nn.Module
     watched: Sequence[Watched]
     sample: Tensor
-    states: tuple[str, ...]
+    arguments: Arguments
     readout: str | None
+
+    def calling(self, stepping: Stepping, time_axis: int = 0) -> Calling:
+        """The candidate: so stepped, with the states that its arguments are named for."""
+        return Calling(
+            stepping,
+            time_axis,
+            self.arguments.states,
+            self.arguments.by_name,
+            returns_state=stepping == "step" and isinstance(uncompiled(self.net), nn.RNNCellBase),
+        )
 
     def inputs(self, *sizes: int) -> Tensor:
         """``[*sizes, *features]``: the samples along the last of these axes differ, if they can."""
@@ -145,7 +163,7 @@ class _Subject:
         outputs, states = None, calling.initial_states
         with witnessed(self.net, self.watched) as seen:
             for inputs in calls:
-                outputs, states = calling.split(call(self.net, inputs, states))
+                outputs, states = calling.split(calling.call(self.net, inputs, states))
         return outputs, seen
 
 
@@ -194,13 +212,13 @@ def _only_passes_on(item: Watched, adapters: Adapters) -> bool:
 
 def _look_at_steps(subject: _Subject) -> Look:
     net = subject.net
-    calling = Calling("step", 0, subject.states, returns_state=isinstance(net, nn.RNNCellBase))
+    calling = subject.calling("step")
     step = subject.inputs(_SAMPLES)
     _, first = subject.run(calling, [step])
     _check_one_call_each(net, first)
     _check_no_sequence(net, first)
     outputs, seen = subject.run(calling, [step, step])
-    _check_state_is_kept(seen, later=1)
+    _check_state_is_kept(seen, subject.arguments)
     yielded = {
         name: [value for value in item.calls[-1].yielded if value is not None]
         for name, item in seen.items()
@@ -258,21 +276,26 @@ def _check_no_sequence(net: nn.Module, seen: Mapping[str, Seen]) -> None:
             )
 
 
-def _check_state_is_kept(seen: Mapping[str, Seen], later: int) -> None:
-    """Refuses one-step layers that started from no state in any call but the first `later`."""
+def _check_state_is_kept(seen: Mapping[str, Seen], arguments: Arguments) -> None:
+    """Refuses one-step layers that start from no state in any call but their first."""
     dropped = [
         f"{name!r} ({type(item.watched.module).__name__})"
         for name, item in seen.items()
-        if item.is_step_neuron and any(witnessed.fresh for witnessed in item.calls[later:])
+        if item.is_step_neuron and item.forgets
     ]
     if dropped:
+        others = ", ".join(map(repr, arguments.others))
         raise WrapError(
-            f"the state of {', '.join(dropped)} is dropped at every timestep: the layer returns "
-            "its state, and the model calls it again without. Use its library's container that "
-            "passes states on, or let forward take and return the state: "
-            "out, state = net(x, state). (An argument is known for a state by its name: state, "
-            "hidden, mem1, h, ...)"
+            f"the state of {', '.join(dropped)} is dropped at every timestep: the layer leaves a "
+            "state, and the model calls it again without, or with zeros. Use its library's "
+            "container that passes states on, or let forward take and return the state: "
+            "out, state = net(x, state). (An argument is known for a state by its name, such as "
+            f"state, hidden, mem1 or h, and by its default, None{_left(others)}.)"
         )
+
+
+def _left(others: str) -> str:
+    return f"; forward's {others} looks like none and is left at its default" if others else ""
 
 
 # -- sequence -----------------------------------------------------------------------------------
@@ -280,7 +303,7 @@ def _check_state_is_kept(seen: Mapping[str, Seen], later: int) -> None:
 
 def _look_at_sequence(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) -> Look:
     runs: dict[tuple[int, int], tuple[Any, dict[str, Seen]]] = {}
-    calling = Calling("sequence", 0, subject.states)
+    calling = subject.calling("sequence")
     for size in dict.fromkeys(size.axes for sizes in tried.values() for size in sizes):
         runs[size] = subject.run(calling, [subject.inputs(*size)])
     fitting = [
@@ -303,7 +326,7 @@ def _look_at_sequence(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) 
     axis = fitting[0]
     sizes = tried[axis]
     outputs, seen = runs[sizes[0].axes]
-    _check_state_is_kept(seen, later=1)
+    _check_state_is_kept(seen, subject.arguments)
     rhythms = find_rhythms([(runs[size.axes][1], size) for size in sizes])
     n_steps = sizes[0].n_steps
     yielded = {name: over_time(item, rhythms[name], n_steps) for name, item in seen.items()}
@@ -313,7 +336,7 @@ def _look_at_sequence(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) 
     ]
     leading = (n_steps, sizes[0].n_samples)
     chosen = choose_readout(subject.net, seen, tensors, yielded, leading, subject.readout)
-    return Look(Calling("sequence", axis, subject.states), rhythms, reached(seen), chosen)
+    return Look(subject.calling("sequence", axis), rhythms, reached(seen), chosen)
 
 
 def _called(seen: Mapping[str, Seen]) -> str:

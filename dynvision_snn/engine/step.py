@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynvision_snn.adapters.base import map_tensors, tensors_of
-from dynvision_snn.engine.calling import Calling, call
+from dynvision_snn.engine.calling import Calling
 from dynvision_snn.errors import WrapError
 from dynvision_snn.observation import Clock
 
@@ -60,7 +60,7 @@ def run_steps(
     """
     outputs: list[Tensor] = []
     for step in inputs:
-        output, states = calling.split(call(net, step, states))
+        output, states = calling.split(calling.call(net, step, states))
         if keep_outputs:
             outputs.append(first_tensor(output))
         clock.t += 1
@@ -94,4 +94,4 @@ def run_sequence(
     """
     if calling.time_axis == 1:
         inputs = inputs.transpose(0, 1)
-    return calling.split(call(net, inputs, states))
+    return calling.split(calling.call(net, inputs, states))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from numbers import Number
 from typing import Any
 
@@ -33,13 +34,30 @@ class Witnessed:
         inputs: the first tensor that it was given; None where there was none.
         reading: what a neuron layer yielded.
         marked: what it was made to yield instead.
-        fresh: whether the layer started from no state.
+        fresh: whether its adapter says that the layer started from no state.
+        passed: the state that it was passed.
+        held: the state that it kept itself, before the call.
+        kept: the state that it keeps itself, after the call.
     """
 
     inputs: Tensor | None
     reading: Reading | None = None
     marked: Reading | None = None
     fresh: bool = False
+    passed: tuple[Tensor, ...] = ()
+    held: tuple[Tensor, ...] = ()
+    kept: tuple[Tensor, ...] = ()
+
+    def forgets(self, before: Witnessed) -> bool:
+        """Whether it started from no state, or from zeros, although the call before left some."""
+        if self.fresh:
+            return True
+        from_itself = {id(tensor) for tensor in self.held}
+        if self.passed and not all(id(tensor) in from_itself for tensor in self.passed):
+            start, left = self.passed, before.handed_out
+        else:
+            start, left = self.held, before.kept
+        return bool(start) and not _any_nonzero(start) and _any_nonzero(left)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,6 +80,13 @@ class Witnessed:
         reading = self.reading
         yielded = () if reading is None else (reading.output, reading.membrane)
         return [value for value in (self.inputs, *yielded) if value is not None]
+
+    @property
+    def handed_out(self) -> tuple[Tensor, ...]:
+        """Output and membrane, as the model received them."""
+        reading = self.marked or self.reading
+        yielded = () if reading is None else (reading.output, reading.membrane)
+        return tuple(value for value in yielded if value is not None)
 
 
 @dataclass(slots=True)
@@ -91,6 +116,15 @@ class Seen:
         """Whether it carries a state from one call to the next."""
         return self.layer is not None and self.layer.is_stateful and not self.layer.traits.sequence
 
+    @property
+    def forgets(self) -> bool:
+        """Whether some call did not go on from the state that the call before it left."""
+        return any(later.forgets(earlier) for earlier, later in pairwise(self.calls))
+
+
+def _any_nonzero(values: Iterable[Tensor]) -> bool:
+    return any(bool(value.any()) for value in values)
+
 
 @contextmanager
 def witnessed(net: nn.Module, watched: Sequence[Watched]) -> Iterator[dict[str, Seen]]:
@@ -105,8 +139,12 @@ def witnessed(net: nn.Module, watched: Sequence[Watched]) -> Iterator[dict[str, 
         stack.enter_context(torch.random.fork_rng(devices=_gpus(net)))
         stack.enter_context(_unheard(net))
         for item in watched:
-            handle = item.module.register_forward_hook(_witness(item, seen), with_kwargs=True)
-            stack.callback(handle.remove)
+            held: list[Tensor] = []
+            for handle in (
+                item.module.register_forward_pre_hook(_before(item, held)),
+                item.module.register_forward_hook(_witness(item, seen, held), with_kwargs=True),
+            ):
+                stack.callback(handle.remove)
             # After the witness: recording shows every state to hooks that were there before it.
             if item.layer is not None:
                 item.layer.adapter.reset(item.module)
@@ -114,7 +152,19 @@ def witnessed(net: nn.Module, watched: Sequence[Watched]) -> Iterator[dict[str, 
         yield seen
 
 
-def _witness(item: Watched, seen: dict[str, Seen]) -> Any:
+def _kept_by(item: Watched) -> tuple[Tensor, ...]:
+    """The state that a layer keeps itself."""
+    return () if item.layer is None else tuple(tensors_of(item.layer.adapter.state(item.module)))
+
+
+def _before(item: Watched, held: list[Tensor]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        held[:] = _kept_by(item)
+
+    return hook
+
+
+def _witness(item: Watched, seen: dict[str, Seen], held: list[Tensor]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         called = Call(args, kwargs, output)
         inputs = next(tensors_of((args, kwargs)), None)
@@ -124,9 +174,16 @@ def _witness(item: Watched, seen: dict[str, Seen]) -> Any:
             calls.append(Witnessed(inputs))
             return None
         reading = layer.adapter.read(module, called)
-        fresh = layer.adapter.is_fresh(module, called)
+        witnessed = Witnessed(
+            inputs,
+            reading,
+            fresh=layer.adapter.is_fresh(module, called),
+            passed=tuple(tensors_of((args, kwargs)))[1:],
+            held=tuple(held),
+            kept=_kept_by(item),
+        )
         if not layer.spikes_or_integrates:
-            calls.append(Witnessed(inputs, reading, fresh=fresh))
+            calls.append(witnessed)
             return None
         marks = {
             id(value): torch.rand_like(value)
@@ -138,7 +195,7 @@ def _witness(item: Watched, seen: dict[str, Seen]) -> Any:
             return marks.get(id(value), value)
 
         marking = replace(reading, output=marked(reading.output), membrane=marked(reading.membrane))
-        calls.append(Witnessed(inputs, reading, marking, fresh))
+        calls.append(replace(witnessed, marked=marking))
         return map_tensors(marked, output)
 
     return hook
