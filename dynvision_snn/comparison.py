@@ -16,18 +16,17 @@ from dynvision_snn.energy.pricing import TERM_NAMES
 from dynvision_snn.errors import ComparisonError, EnergyWarning
 from dynvision_snn.model import TimedModel
 from dynvision_snn.presentation import Presentation
+from dynvision_snn.report.figure import model_styles, save_figure
 from dynvision_snn.report.files import check_free, write_text, writing_folder
 from dynvision_snn.report.plots import (
     accuracy_over_time,
     energy_by_layer,
-    model_styles,
-    save_figure,
 )
 from dynvision_snn.report.tables import Column, Noted, lay_out, to_text
 from dynvision_snn.simulation import Simulation, simulate
 
 if TYPE_CHECKING:
-    from dynvision_snn.report.plots import Figure
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 """Version of `Comparison.to_dict`'s layout."""

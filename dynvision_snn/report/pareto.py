@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dynvision_snn.errors import ComparisonError
+from dynvision_snn.report.figure import (
+    INK,
+    QUIET,
+    WIDTH,
+    ModelStyle,
+    add_legend,
+    add_note,
+    finish,
+    new_figure,
+    shown_name,
+    spans_decades,
+)
 from dynvision_snn.report.numbers import scale
-from dynvision_snn.report.plots import _COLOURS, _INK, _QUIET, _finish, _new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["accuracy_against_energy", "pareto_front"]
+
+_PLAIN = ModelStyle("#0072B2", "-", "o")
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -44,19 +56,25 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 def accuracy_against_energy(
     points: Mapping[str, tuple[float, float]],
     *,
+    spreads: Mapping[str, tuple[float, float]] | None = None,
     energy: str = "energy per sample",
     unit: str = "J",
     title: str = "",
     note: str = "",
+    styles: Mapping[str, ModelStyle] | None = None,
+    width: float = WIDTH,
 ) -> Figure:
     """Points of accuracy over energy, the front among them joined and filled.
 
     Args:
         points: energy and accuracy (0 to 1) by name; a name is written beside its point.
+        spreads: standard deviations of both by name, drawn as bars.
         energy: what the energy is, for the axis.
         unit: its unit, for which an SI prefix is chosen.
         title: shown above.
         note: shown below: source and basis of the energies.
+        styles: from `model_styles`, where points are models; else all points look alike.
+        width: in inches.
 
     Raises:
         ComparisonError: if there is no point with both values.
@@ -70,38 +88,48 @@ def accuracy_against_energy(
     if not shown:
         raise ComparisonError("no point has both an energy and an accuracy; expected at least one.")
     on_front = dict(zip(shown, pareto_front(list(shown.values())), strict=True))
-    factor, prefix = scale([value for value, _ in shown.values()])
-    figure, axes = _new_figure(height=3.8)
+    energies = [value for value, _ in shown.values()]
+    factor, prefix = scale(energies)
+    figure, (axes,) = new_figure(3.8, width)
+    if spans_decades(energies) and min(energies) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     front = sorted(shown[name] for name in shown if on_front[name])
-    axes.plot(
+    (line,) = axes.plot(
         [value / factor for value, _ in front],
         [100 * share for _, share in front],
-        color=_COLOURS[0],
+        color=QUIET,
         linewidth=1.2,
         drawstyle="steps-post",
         zorder=1,
-        label="Pareto front",
+        label="Pareto front (filled): no other has both less energy and more accuracy",
     )
     for name, (value, share) in shown.items():
-        axes.scatter(
+        style = (styles or {}).get(name, _PLAIN)
+        bars = (spreads or {}).get(name, (0.0, 0.0))
+        axes.errorbar(
             value / factor,
             100 * share,
-            s=36,
-            color=_COLOURS[0] if on_front[name] else "white",
-            edgecolors=_COLOURS[0] if on_front[name] else _QUIET,
+            xerr=bars[0] / factor or None,
+            yerr=100 * bars[1] or None,
+            fmt=style.marker,
+            markersize=7,
+            color=style.colour,
+            markerfacecolor=style.colour if on_front[name] else "none",
+            capsize=2,
             zorder=2,
         )
         axes.annotate(
-            name,
+            shown_name(name),
             (value / factor, 100 * share),
-            (5, -9),
+            (6, -10),
             textcoords="offset points",
-            fontsize=8,
-            color=_INK if on_front[name] else _QUIET,
+            fontsize=9,
+            color=INK if on_front[name] else QUIET,
         )
     axes.set(xlabel=f"{energy} ({prefix}{unit})", ylabel="accuracy (%)")
-    axes.margins(x=0.12, y=0.15)
-    _finish(axes, title)
-    if note:
-        figure.supxlabel(textwrap.fill(note, 105), x=0.01, ha="left", fontsize=7.5, color=_QUIET)
+    axes.margins(x=0.2, y=0.25)
+    add_legend(figure, [line])
+    add_note(figure, note)
+    finish(figure, title)
     return figure

@@ -1,69 +1,33 @@
-"""Figures of plain numbers: accuracy over time, energy by layer.
-
-Every figure is a matplotlib ``Figure`` of its own, drawn without pyplot: nothing global is touched,
-no display is needed, and a figure that goes out of use is gone. A model has one colour and line in
-all figures, by its place in the comparison; the colours are those of Okabe and Ito ("Color
-Universal Design", 2008), which readers with colour-blindness can tell apart, and the lines differ
-in print without colour.
-"""
+"""Figures by model: accuracy over time, energy by layer."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynvision_snn.errors import ComparisonError, MissingExtraError
-from dynvision_snn.report.files import writing_file
+from dynvision_snn.errors import ComparisonError
+from dynvision_snn.report.figure import (
+    BESIDE,
+    QUIET,
+    WIDTH,
+    ModelStyle,
+    add_legend,
+    add_note,
+    finish,
+    model_styles,
+    new_figure,
+    shade,
+    shown_name,
+)
 from dynvision_snn.report.numbers import number, scale
-from dynvision_snn.schedule import Interval, Phase
+from dynvision_snn.schedule import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ModelStyle", "accuracy_over_time", "energy_by_layer", "model_styles", "save_figure"]
-
-# Okabe and Ito's colours, darkest on white first; their yellow is left out, too pale for a line.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-_INK, _QUIET, _SHADE = "#222222", "#6b6b6b", "#ebebeb"
-_WIDTH = 7.2  # inches; a README shows about 830 pixels
-_DPI = 200
-_LEGEND_CHARACTERS = 105  # in one line of a legend, its marks included
-_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": _INK}
-_BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
-
-
-@dataclass(frozen=True)
-class ModelStyle:
-    """How a model is drawn in every figure.
-
-    Attributes:
-        colour: As ``"#rrggbb"``.
-        dashes: A matplotlib line style.
-    """
-
-    colour: str
-    dashes: str | tuple[int, tuple[float, ...]]
-
-
-def model_styles(names: Iterable[str]) -> dict[str, ModelStyle]:
-    """A colour and a line for each model, by its place among ``names``.
-
-    Colours come again after seven models, with other lines.
-
-    >>> model_styles(["snnTorch", "Norse"])["Norse"].colour
-    '#D55E00'
-    """
-    lines, colours = len(_DASHES), len(_COLOURS)
-    return {
-        name: ModelStyle(_COLOURS[i % colours], _DASHES[(i % colours + i // colours) % lines])
-        for i, name in enumerate(names)
-    }
+__all__ = ["accuracy_over_time", "energy_by_layer"]
 
 
 def accuracy_over_time(
@@ -75,6 +39,7 @@ def accuracy_over_time(
     chance: float | None = None,
     title: str = "",
     styles: Mapping[str, ModelStyle] | None = None,
+    width: float = WIDTH,
 ) -> Figure:
     """Accuracy at every timestep, over the time of the presentation.
 
@@ -90,6 +55,7 @@ def accuracy_over_time(
         chance: Accuracy of guessing, drawn as a line.
         title: Shown above.
         styles: From `model_styles`, where the models are only some of a comparison's.
+        width: In inches.
 
     Returns:
         The figure.
@@ -105,8 +71,8 @@ def accuracy_over_time(
         )
     styles = styles or model_styles(curves)
     n_timesteps = next(iter(lengths.values()))
-    figure, axes = _new_figure(height=3.5 + 0.1 * len(curves))
-    shades = _shade(axes, list(intervals), list(stimuli), n_timesteps * dt)
+    figure, (axes,) = new_figure(3.5 + 0.1 * len(curves), width)
+    shades = shade(axes, list(intervals), list(stimuli), 0.0, n_timesteps * dt)
     edges = [t * dt for t in range(n_timesteps + 1)]
     lines = []
     for name, curve in curves.items():
@@ -119,26 +85,23 @@ def accuracy_over_time(
             color=style.colour,
             linestyle=style.dashes,
             linewidth=1.8,
-            label=name,
+            label=shown_name(name),
         )
     if chance is not None:
-        axes.axhline(100 * chance, color=_QUIET, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.axhline(100 * chance, color=QUIET, linewidth=0.8, linestyle=(0, (1, 2)))
         axes.annotate(
             "chance",
             (1, 100 * chance),
             (-3, 6),
             xycoords=("axes fraction", "data"),
-            **_BESIDE,
+            **BESIDE,
             ha="right",
             fontsize=8,
-            color=_QUIET,
+            color=QUIET,
         )
     axes.set(xlim=(0, n_timesteps * dt), ylim=(0, 102), xlabel="time (ms)", ylabel="accuracy (%)")
-    _finish(axes, title)
-    handles = [*lines, *shades]
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(5, _LEGEND_CHARACTERS // (longest + 6)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **_LEGEND)
+    add_legend(figure, [*lines, *shades])
+    finish(figure, title)
     return figure
 
 
@@ -151,6 +114,7 @@ def energy_by_layer(
     title: str = "",
     note: str = "",
     styles: Mapping[str, ModelStyle] | None = None,
+    width: float = WIDTH,
 ) -> Figure:
     """Bars of energy (or any other count) by layer, grouped by model.
 
@@ -167,6 +131,7 @@ def energy_by_layer(
         title: Shown above.
         note: Shown below: the source and basis of the joules, layers left out.
         styles: From `model_styles`, where the models are only some of a comparison's.
+        width: In inches.
 
     Returns:
         The figure.
@@ -181,7 +146,7 @@ def energy_by_layer(
     parts = list(dict.fromkeys(part for stack in bars.values() for part in stack))
     totals = [sum(amount or 0.0 for amount in stack.values()) for stack in bars.values()]
     factor, prefix = scale(totals)
-    figure, axes = _new_figure(height=1.2 + 0.27 * (len(bars) + 1.1 * len(models)))
+    figure, (axes,) = new_figure(1.2 + 0.27 * (len(bars) + 1.1 * len(models)), width)
     ticks, y = {}, 0.0
     for model in models:
         own = {layer: stack for (name, layer), stack in bars.items() if name == model}
@@ -197,7 +162,7 @@ def energy_by_layer(
                 axes.barh(y, length, left=start, height=0.72, color=colour)
                 start += length
             axes.annotate(
-                _labelled(list(stack.values()), factor), (start, y), (3, 0), **_BESIDE, fontsize=8
+                _labelled(list(stack.values()), factor), (start, y), (3, 0), **BESIDE, fontsize=8
             )
             ticks[y] = layer
             y += 1
@@ -210,65 +175,11 @@ def energy_by_layer(
         xlabel=f"{quantity} ({prefix}{unit})" if prefix + unit else quantity,
     )
     axes.set_ylabel("layer")
-    _finish(axes, title)
     if parts != [""]:
-        figure.legend(handles=_swatches(parts), loc="outside upper right", ncols=4, **_LEGEND)
-    if note:
-        figure.supxlabel(textwrap.fill(note, 105), x=0.01, ha="left", fontsize=7.5, color=_QUIET)
+        add_legend(figure, _swatches(parts))
+    add_note(figure, note)
+    finish(figure, title)
     return figure
-
-
-def save_figure(figure: Figure, path: str | Path, *, force: bool = False) -> None:
-    """Write a figure whole or not at all, the same bytes for the same figure.
-
-    Args:
-        figure: Any matplotlib figure.
-        path: Ends in ``.png``, ``.svg`` or ``.pdf``.
-        force: Whether a file that is there is replaced.
-
-    Raises:
-        OutputError: If the file exists and ``force`` is not set, or cannot be written.
-        ComparisonError: If the path ends otherwise.
-    """
-    import matplotlib
-
-    undated: dict[str, dict[str, Any]] = {
-        ".png": {},
-        ".svg": {"Date": None},
-        ".pdf": {"CreationDate": None},
-    }
-    suffix = Path(path).suffix.lower()
-    if suffix not in undated:
-        raise ComparisonError(
-            f"{path} ends in {suffix!r}; expected a figure's file name to end in one of "
-            f"{', '.join(undated)}."
-        )
-    # Without a salt the ids inside an SVG are random.
-    with (
-        writing_file(path, force=force) as hidden,
-        matplotlib.rc_context({"svg.hashsalt": "dynvision_snn"}),
-    ):
-        figure.savefig(hidden, dpi=_DPI, metadata=undated[suffix])
-
-
-def _new_figure(height: float) -> tuple[Figure, Axes]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "Drawing a figure") from error
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_QUIET)
-    axes.tick_params(colors=_INK, labelsize=9, color=_QUIET)
-    return figure, axes
-
-
-def _finish(axes: Axes, title: str) -> None:
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(color=_INK, fontsize=10)
-    if title:
-        axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold")
 
 
 def _heading(axes: Axes, y: float, model: str, colour: str, amount: str) -> None:
@@ -278,12 +189,12 @@ def _heading(axes: Axes, y: float, model: str, colour: str, amount: str) -> None
         (0, y),
         (4, 0),
         xycoords=("axes fraction", "data"),
-        **_BESIDE,
+        **BESIDE,
         fontsize=9,
         color=colour,
         fontweight="bold",
     )
-    axes.annotate(amount, (1, 0.5), (6, 0), xycoords=name, **_BESIDE, fontsize=9, color=_QUIET)
+    axes.annotate(amount, (1, 0.5), (6, 0), xycoords=name, **BESIDE, fontsize=9, color=QUIET)
 
 
 def _labelled(amounts: Sequence[float | None], factor: float, unit: str = "") -> str:
@@ -293,33 +204,6 @@ def _labelled(amounts: Sequence[float | None], factor: float, unit: str = "") ->
         return "not counted"
     text = f"{number(float(sum(known)) / factor)} {unit}".rstrip()
     return text if len(known) == len(amounts) else f"{text} + not counted"
-
-
-def _shade(
-    axes: Axes,
-    intervals: Sequence[Interval],
-    stimuli: Sequence[tuple[float, float, int]],
-    end: float,
-) -> list[Any]:
-    """Shade stimuli, hatch reaction windows; one legend entry for each kind that there is."""
-    shades: dict[str, Any] = {}
-    for start, stop, _ in stimuli:
-        shades["stimulus shown"] = axes.axvspan(
-            start, stop, facecolor=_SHADE, linewidth=0, zorder=0, label="stimulus shown"
-        )
-    for start, stop, phase in intervals:
-        if phase == Phase.REACTION and start < end:
-            shades["reaction window"] = axes.axvspan(
-                start,
-                stop,
-                facecolor="none",
-                edgecolor="#b5b5b5",
-                hatch="////",
-                linewidth=0,
-                zorder=0.5,
-                label="reaction window",
-            )
-    return list(shades.values())
 
 
 def _stacked(
@@ -352,4 +236,4 @@ def _paled(colour: str, step: int) -> str:
 def _swatches(parts: Sequence[str]) -> list[Any]:
     from matplotlib.patches import Patch
 
-    return [Patch(color=_paled(_QUIET, step), label=part) for step, part in enumerate(parts)]
+    return [Patch(color=_paled(QUIET, step), label=part) for step, part in enumerate(parts)]

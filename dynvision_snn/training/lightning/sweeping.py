@@ -20,9 +20,9 @@ import torch
 from dynvision_snn.config import SweepSettings, TrainingConfig, parse_config
 from dynvision_snn.energy import resolve_profile
 from dynvision_snn.errors import ConfigError, DynvisionError, TrainingError
+from dynvision_snn.report.figure import save_figure
 from dynvision_snn.report.files import write_text, writing_file
 from dynvision_snn.report.pareto import accuracy_against_energy, pareto_front
-from dynvision_snn.report.plots import save_figure
 from dynvision_snn.report.tables import Column, lay_out, to_text
 from dynvision_snn.training.lightning.running import (
     TrainingResult,
