@@ -158,7 +158,7 @@ def _trial_input(model: TimedModel, example: Tensor | None) -> Tensor:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(trial)
         except (*_MISFIT, DynvisionError) as error:
-            reasons.append(f"{list(shape)}: {str(error).splitlines()[0]}")
+            reasons.append(f"{list(shape)}: {' '.join(str(error).split())}")
         else:
             return trial
     raise TimingError(

@@ -85,6 +85,9 @@ class Feeding(TorchDispatchMode):
         self._calls: Counter[str] = Counter()
         self._arrivals: list[tuple[str, int, Part]] = []
         self._inside = 0
+        self._affine = {
+            item.name: item.module for item in watched if isinstance(item.module, AFFINE)
+        }
         self._mark(inputs, Part(kind, INPUT))
         for item in watched:
             stateful = item.layer is not None and item.layer.is_stateful
@@ -100,6 +103,18 @@ class Feeding(TorchDispatchMode):
 
     def _mark(self, tensor: Tensor, *parts: Part) -> None:
         self._signals[id(tensor)] = (tensor, frozenset(parts))
+
+    def content(self, signal: Signal, within: frozenset[str] = frozenset()) -> set[Kind]:
+        """What a signal is, through the affine layers that made it: of spikes, lasting, or both."""
+        content: set[Kind] = set()
+        for part in signal:
+            if part.kind != "affine":
+                content.add(part.kind)
+            elif part.source not in within:
+                content |= self.content(self.received[part.source], within | {part.source})
+                if affine_bias(self._affine[part.source]) is not None:
+                    content.add("analog")
+        return content
 
     def late(self) -> Iterator[Late]:
         """Signals that the model's own forward keeps for a later timestep."""
@@ -195,7 +210,7 @@ class Feeding(TorchDispatchMode):
         for part in everything:
             if part.kind == "affine":
                 self.taken.setdefault(part.source, name)
-        lasting = all(part.kind == "analog" for part in everything)
+        lasting = self.content(everything) == {"analog"}
         return frozenset({Part("analog" if lasting else "unclear", f"the operation {name!r}")})
 
 

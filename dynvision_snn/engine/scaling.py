@@ -9,7 +9,7 @@ another affine layer, what is still to be done is demanded of that one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +44,11 @@ class _Demand:
     spikes: Tensor
     analog: Tensor
 
-    def of(self, content: set[str]) -> Tensor:
+    def of(self, content: Set[str]) -> Tensor:
         """The factor of a weight that receives such content."""
         return self.spikes if "spikes" in content else self.analog
 
-    def differs_from(self, other: _Demand, content: set[str]) -> bool:
+    def differs_from(self, other: _Demand, content: Set[str]) -> bool:
         pairs = [(self.spikes, other.spikes)] if "spikes" in content else []
         pairs += [(self.analog, other.analog)] if "analog" in content else []
         return not all(_same(one, two) for one, two in pairs)
@@ -141,7 +141,7 @@ class Scaling:
                 kind = {"spikes" if fires_events(layer) else "analog"}
                 self._scale_inner(layer, synapses, demand.of(kind), demand.analog)
             elif synapses.name == "input":
-                content = self._content(signal)
+                content = self._feeding.content(signal)
                 self._scale_inner(layer, synapses, demand.of(content), demand.analog)
                 upstream = _after_weight(demand, content)
         self._demand(signal, upstream)
@@ -159,19 +159,6 @@ class Scaling:
             self._multiply(name, operator, _along(factor, operator, name), axis=0)
 
     # -- signals ----------------------------------------------------------------------------------
-
-    def _content(self, signal: Signal, seen: frozenset[str] = frozenset()) -> set[str]:
-        """What a signal is made of, through affine layers: spikes, lasting values, or both."""
-        content: set[str] = set()
-        for part in signal:
-            if part.kind != "affine":
-                content.add(part.kind)
-            elif part.source not in seen:
-                received = self._feeding.received[part.source]
-                content |= self._content(received, seen | {part.source})
-                if affine_bias(self._affine[part.source]) is not None:
-                    content.add("analog")
-        return content
 
     def _demand(self, signal: Signal, demand: _Demand) -> None:
         """Asks everything that a signal is made of for a factor."""
@@ -226,7 +213,7 @@ class Scaling:
         if not demands:
             return
         module, received = self._affine[name], self._feeding.received[name]
-        content = self._content(received)
+        content = self._feeding.content(received)
         whole = content | ({"analog"} if affine_bias(module) is not None else set())
         demand = demands[0]
         for other in demands[1:]:
@@ -339,7 +326,7 @@ def _is_one(factor: Tensor) -> bool:
     return factor.ndim == 0 and math.isclose(float(factor), 1.0, rel_tol=_SAME)
 
 
-def _after_weight(demand: _Demand, content: set[str]) -> _Demand:
+def _after_weight(demand: _Demand, content: Set[str]) -> _Demand:
     """What is still asked of the input of a weight that was multiplied as its content calls for."""
     factor = demand.of(content)
     return _Demand(demand.who, _reduced(demand.spikes / factor), _reduced(demand.analog / factor))
