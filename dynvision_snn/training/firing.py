@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter, Adapters, Role
 from dynvision_snn.errors import LossError
-from dynvision_snn.losses import BaseLoss
-from dynvision_snn.observation import Attachment, Listener, Observation, Run, watchable
+from dynvision_snn.losses.listening import ListeningLoss
+from dynvision_snn.observation import Observation, Run, watchable
 
 
 def spike_count(values: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def spike_count(values: Tensor) -> Tensor:
     return total + (nonzero.to(dtype) - total.detach())
 
 
-class FiringRate(BaseLoss, Listener):
+class FiringRate(ListeningLoss):
     """The mean rate of all neurons that can spike, over the whole run, in Hz.
 
     The same number as ``budget.total.firing_rate`` of an `EnergyMeter`: idle time is in neither.
@@ -47,9 +47,6 @@ class FiringRate(BaseLoss, Listener):
         adapters: adapters for further libraries.
     """
 
-    needs_model: ClassVar[bool] = True
-
-    _attachment: Attachment | None
     _spikes: dict[str, Tensor]
     _neuron_steps: dict[str, int]
     _dt: float | None
@@ -57,9 +54,7 @@ class FiringRate(BaseLoss, Listener):
     def __init__(self, reduction: str = "mean", adapters: Iterable[Adapter] = ()) -> None:
         super().__init__(reduction)
         self._adapters = tuple(adapters)
-        self._attachment = None
         self._dt = None
-        self.reset()
 
     def register_hooks(self, model: nn.Module) -> None:
         """Starts to observe the spiking layers of `model`.
@@ -67,8 +62,7 @@ class FiringRate(BaseLoss, Listener):
         Raises:
             LossError: if it observes a model already, or `model` has no spiking layer.
         """
-        if self._attachment is not None:
-            raise LossError("this FiringRate observes a model already; use one for each model.")
+        self._check_free()
         modules = watchable(model, Adapters(self._adapters) if self._adapters else None)
         spiking = [w for w in modules if w.layer and w.layer.traits.role is Role.SPIKING]
         if not spiking:
@@ -76,28 +70,20 @@ class FiringRate(BaseLoss, Listener):
                 f"{type(model).__name__} has no layer that spikes, so it has no firing rate. Limit "
                 "its 'activity', 'synops' or 'joules' instead."
             )
-        self._attachment = Attachment(model, self, spiking)
-        self.reset()
-
-    def remove_hooks(self) -> None:
-        """Gives every hook back."""
-        if self._attachment is not None:
-            self._attachment.close()
-            self._attachment = None
-        self.reset()
+        self._attach(model, spiking, sequence=False)
 
     def reset(self) -> None:
         """Forgets what was observed since the rate was last taken."""
+        super().reset()
         self._spikes, self._neuron_steps = {}, {}
+
+    def _fresh(self) -> dict[str, Any]:
+        return super()._fresh() | {"_spikes": {}, "_neuron_steps": {}}
 
     def begin_run(self, run: Run) -> None:
         """A run starts a new count."""
-        self.reset()
+        super().begin_run(run)
         self._dt = run.dt
-
-    def abandon_run(self, run: Run) -> None:
-        """A run that failed leaves nothing behind."""
-        self.reset()
 
     def observe(self, observation: Observation) -> None:
         """Adds the spikes of one observation."""
@@ -106,7 +92,9 @@ class FiringRate(BaseLoss, Listener):
             raise LossError(f"the spikes of layer {name!r} could not be read over time.")
         spikes = spike_count(output)
         if observation.recomputed:
+            self._refuse_reentrant(name)
             return
+        self._check_same_accumulation(name, spikes.shape[0])
         known = self._spikes.get(name)
         self._spikes[name] = spikes if known is None else known.to(spikes.device) + spikes
         steps = (observation.t1 - observation.t0) * output[0, 0].numel()
@@ -118,7 +106,8 @@ class FiringRate(BaseLoss, Listener):
         Raises:
             LossError: without hooks, without an observed timestep, or outside a TimedModel.
         """
-        if self._attachment is None or not self._spikes or self._dt is None:
+        self._check_attached()
+        if not self._spikes or self._dt is None:
             raise LossError(
                 "FiringRate observed no run of a TimedModel since it was last taken. Register it "
                 "on one (build_criterion(..., model=model) does), and run that first."
@@ -127,5 +116,5 @@ class FiringRate(BaseLoss, Listener):
         device = counted[0].device
         total = torch.stack([spikes.to(device) for spikes in counted]).sum(0)
         seconds = sum(self._neuron_steps.values()) * self._dt * 1e-3
-        self.reset()
+        self._take()
         return total / seconds

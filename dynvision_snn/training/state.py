@@ -46,6 +46,7 @@ class TrainingState:
         """Plain values and tensors; every process must call it."""
         return {
             "schema": SCHEMA,
+            "floor_checked": self.floor_checked,
             "sums": _from_all(self.sums.state_dict()),
             "random": _from_all(random_state()),
         }
@@ -62,6 +63,7 @@ class TrainingState:
                 f"the checkpoint is of version {state.get('schema')!r}; expected {SCHEMA}."
             )
         restored = cls()
+        restored.floor_checked = state["floor_checked"]
         if len(state["sums"]) != world_size():
             # The random numbers of other processes are not this one's; a new count begins.
             return restored

@@ -2,15 +2,17 @@
 
 The limit is a constraint, ``energy <= limit``, and the weight its Lagrange multiplier: while the
 energy of a batch is above the limit the weight grows, below it the weight shrinks, never under 0.
-Written for the relative violation ``v = energy / limit - 1``, so that one step size serves every
-unit:
+Written for the relative violation, so that one step size serves every unit:
 
+    v           = (energy - limit) / room
     multiplier <- max(0, multiplier + rate * v)              (dual ascent, once per batch)
     weight      = max(0, multiplier + damping * v)           (augmented Lagrangian)
-    penalty     = weight * energy / limit
+    penalty     = weight * energy / room
 
-The damping term is that of the method of multipliers (Hestenes 1969; Powell 1969); without it the
-energy swings about its limit.
+The room is what the limit leaves to the neurons: the limit without the floor, the energy that no
+training can save (`dynvision_snn.training.floor`), but at least 2 % of the limit. The damping term
+is that of the method of multipliers (Hestenes 1969; Powell 1969); without it the energy swings
+about its limit.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ from dynvision_snn.adapters import Adapter
 from dynvision_snn.energy import EnergyBudget, HardwareProfile, Joules, resolve_profile
 from dynvision_snn.energy.pricing import TERM_NAMES
 from dynvision_snn.errors import EnergyWarning, LossError, TrainingError, known_names
-from dynvision_snn.losses import BaseLoss, EnergyLoss
+from dynvision_snn.losses import BaseLoss, EnergyLoss, SynopsLoss
 from dynvision_snn.model import TimedModel
 from dynvision_snn.presentation import Presentation
 from dynvision_snn.training.firing import FiringRate
 from dynvision_snn.training.floor import silent_budget
-from dynvision_snn.training.joining import joined_mean
+from dynvision_snn.training.joining import joined_mean, summed
+
+_LEAST_ROOM = 0.02
 
 Unit = Literal["activity", "hertz", "synops", "joules"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -58,6 +62,7 @@ class EnergyTarget(BaseLoss):
 
     Attributes:
         energy: of the last batch, detached, 0-dim; NaN before the first.
+        room: what violations are relative to; the limit, until `check_reachable` knows the floor.
         weight: the penalty's weight at the last batch, 0-dim.
 
     Raises:
@@ -72,6 +77,7 @@ class EnergyTarget(BaseLoss):
     needs_model: ClassVar[bool] = True
 
     multiplier: Tensor
+    room: Tensor
     energy: Tensor
     weight: Tensor
 
@@ -110,6 +116,7 @@ class EnergyTarget(BaseLoss):
         self.measure = _measure(unit, self.profile, tuple(adapters))
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
+        self.register_buffer("room", torch.tensor(self.limit))
         self.register_buffer("energy", torch.full((), math.nan), persistent=False)
 
     def register_hooks(self, model: nn.Module) -> None:
@@ -125,18 +132,20 @@ class EnergyTarget(BaseLoss):
         self.measure.reset()
 
     def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
-        """The penalty of each sample, ``[B]``: ``weight * energy / limit``."""
+        """The penalty of each sample, ``[B]``: ``weight * energy / room``."""
         energies = self.measure.compute_loss(None, None)
         if self.training and torch.is_grad_enabled():
             self._move(joined_mean(energies))
         else:
             self.energy = energies.detach().mean()
-        return self.weight * energies / self.limit
+        return self.weight * energies / self.room
 
     def check_reachable(
         self, model: TimedModel, images: Tensor, presentation: Presentation
     ) -> None:
         """Refuses a limit below what the model costs when none of its neurons fires.
+
+        Call it once, before training; every process must. `TimedClassifier` does.
 
         Args:
             model: the wrapped model.
@@ -148,26 +157,33 @@ class EnergyTarget(BaseLoss):
         """
         if self.unit not in ("synops", "joules"):
             return
-        budget = silent_budget(model, images, presentation)
-        parts = {
-            "synaptic operations on the input and on analog values": budget.total.synops_ac
-            + budget.total.synops_mac
-        }
-        if self.profile is not None:
-            joules = _complete(budget, self.profile)
-            parts = {TERM_NAMES.get(term, term): value for term, value in joules.terms.items()}
+        parts = self._floor(silent_budget(model, images, presentation), images.device)
         floor = sum(parts.values())
         if self.limit < floor:
+            symbol = SYMBOLS[self.unit]
             named = ", ".join(f"{part} {value:.4g}" for part, value in parts.items() if value)
             raise TrainingError(
-                f"the limit of {self.limit:g} {SYMBOLS[self.unit]} is out of reach: a sample costs "
-                f"{floor:.6g} {SYMBOLS[self.unit]} even if no neuron ever fires ({named}). Set a "
-                "limit above that; or lower it with fewer timesteps, prune or narrow the first "
-                "layer, or show the input as spikes."
+                f"the limit of {self.limit:g} {symbol} is out of reach: a sample costs "
+                f"{floor:.6g} {symbol} even if no neuron ever fires ({named}). Set a limit above "
+                "that; or lower it with fewer timesteps, prune or narrow the first layer, or show "
+                "the input as spikes."
             )
+        self.room.fill_(max(self.limit - floor, _LEAST_ROOM * self.limit))
+
+    def _floor(self, budget: EnergyBudget, device: torch.device) -> dict[str, float]:
+        """What a silent model costs, by part, a mean over the samples of all processes."""
+        total = budget.total
+        parts = {"operations on the input and on analog values": total.synops_ac + total.synops_mac}
+        if self.profile is not None:
+            terms = _complete(budget, self.profile).terms
+            parts = {TERM_NAMES.get(term, term): value for term, value in terms.items()}
+        weighed = [value * budget.n_samples for value in parts.values()]
+        exact = torch.tensor([*weighed, budget.n_samples], dtype=torch.float64, device=device)
+        *sums, n_samples = summed(exact).tolist()
+        return {part: value / n_samples for part, value in zip(parts, sums, strict=True)}
 
     def _move(self, energy: Tensor) -> None:
-        violation = energy / self.limit - 1
+        violation = (energy - self.limit) / self.room
         self.energy = energy
         self.multiplier = (self.multiplier + self.rate * violation).clamp(min=0)
         self.weight = (self.multiplier + self.damping * violation).clamp(min=0)
@@ -210,4 +226,4 @@ def _measure(
         return EnergyLoss(p=1, adapters=adapters)
     if unit == "hertz":
         return FiringRate(adapters=adapters)
-    raise NotImplementedError
+    return SynopsLoss(profile=profile, relative=False, adapters=adapters)

@@ -14,6 +14,7 @@ from dynvision_snn.training.lightning.checkpoints import ResumeCheckpoint as Res
 from dynvision_snn.training.lightning.checkpoints import read_checkpoint as read_checkpoint
 from dynvision_snn.training.lightning.module import TimedClassifier as TimedClassifier
 from dynvision_snn.training.lightning.running import TrainingResult as TrainingResult
+from dynvision_snn.training.lightning.running import is_first_process as is_first_process
 from dynvision_snn.training.lightning.running import read_result as read_result
 from dynvision_snn.training.lightning.running import simulate_checkpoint as simulate_checkpoint
 from dynvision_snn.training.lightning.running import train as train

@@ -183,10 +183,6 @@ class TimedClassifier(LightningModule):
 
     # -- training ----------------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
-        """The target's limit is checked against what cannot be changed, at the first batch."""
-        self._state.floor_checked = False
-
     def on_train_start(self) -> None:
         """A resumed run draws the random numbers that it would have drawn."""
         self._state.restore_random_numbers()

@@ -22,6 +22,7 @@ from dynvision_snn.config import TrainingConfig, dump_yaml, load_config
 from dynvision_snn.errors import TrainingError
 from dynvision_snn.report.files import check_free, write_text
 from dynvision_snn.simulation import Simulation, simulate
+from dynvision_snn.training.joining import rank
 from dynvision_snn.training.lightning.building import (
     CHECKPOINTS,
     DataSets,
@@ -187,6 +188,11 @@ def _result(
         epochs=classifier.trainer.current_epoch,
         asked_epochs=config.training.epochs,
     )
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all of a distributed run."""
+    return rank() == 0
 
 
 def finished_result(config: TrainingConfig) -> TrainingResult | None:
