@@ -21,6 +21,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from dynvision_snn.energy.explaining import Explanation, notes_on_counts, notes_on_joules
 from dynvision_snn.energy.hardware import HardwareProfile, resolve_profile
 from dynvision_snn.energy.layers import (
     QUANTITIES,
@@ -208,6 +209,24 @@ class EnergyBudget:
                 }
         known = ("layer", "phase", "timestep", "term")
         raise EnergyError(f"Joules by {by!r} is unknown. {known_names(str(by), known)}")
+
+    def explain(self, *profiles: ProfileLike) -> Explanation:
+        """Definition, source and caveat of every number shown, and of joules on `profiles`.
+
+        >>> budget = EnergyBudget(counts=[], samples=torch.ones(1, 1), dt=1.0)
+        >>> budget.explain().of("spikes").definition
+        'nonzero outputs of spiking layers, per sample'
+
+        Raises:
+            EnergyError: an unknown profile.
+
+        Warns:
+            EnergyWarning: as `joules`.
+        """
+        notes = [*notes_on_counts(self.total, self.counts, self.uncounted)]
+        for profile in profiles:
+            notes += notes_on_joules(resolve_profile(profile), self.joules(profile))
+        return Explanation(notes)
 
     def __add__(self, other: EnergyBudget) -> EnergyBudget:
         """The budget of both measurements, as if they had been one.

@@ -152,7 +152,8 @@ class EnergyMeter(Listener):
                 f"mark({name!r}) belongs after a run of a TimedModel, whose timestep is known, and "
                 "before the next one begins."
             )
-        self._ledger.kept.setdefault(name, []).append(last.until(times, onsets, dt))
+        cost = last.until(times, onsets, dt)
+        self._ledger.kept.setdefault(name, []).append(cost)
 
     def budget(self, dt: float | None = None) -> EnergyBudget:
         """What was counted, per sample. Inside the block it ends the run.

@@ -140,7 +140,7 @@ class Row:
         self._diagonal = diagonal
         self._known_fan_out = FanOut(diagonal=diagonal)
         self._dense: dict[tuple[object, ...], int] = {}
-        self._dense_now = 0
+        self.dense_now = 0
 
     def drop_run(self) -> None:
         """Forgets the current run; the next one looks at the weights anew."""
@@ -169,7 +169,7 @@ class Row:
             )
             self.synapses = fan_out.sum()
             self.inputs = math.prod(unit_shape)
-        self._dense_now = self._dense[shapes]
+        self.dense_now = self._dense[shapes]
         return fan_out
 
     def counted(self, values: Tally, fan_out: Tensor) -> Mapping[Series, Tensor]:
@@ -197,13 +197,18 @@ class Row:
         synaptic: bool,
     ) -> None:
         """Notes the counts of one call, ``[t1 - t0]`` each, and what it was counted from."""
-        dense = self._dense_now if synaptic else 0
+        dense = self.dense_now if synaptic else 0
         self.noted.append(
             Noted(observation.t0, observation.t1, tick, series, by_sample, dense, values)
         )
 
     def note_silence(self, observation: Observation, tick: int, operator: Operator) -> None:
-        """Notes a call in which the synapses received nothing: dense operations count all the same.
+        """Notes a call in which the synapses received nothing; dense operations count still."""
+        dense = self.dense_of_silence(observation, operator)
+        self.noted.append(Noted(observation.t0, observation.t1, tick, {}, {}, dense, None))
+
+    def dense_of_silence(self, observation: Observation, operator: Operator) -> int:
+        """Dense operations of a sample and timestep at which the synapses received nothing.
 
         A convolution's input shape is the layer's own; a matrix's is its second axis.
         """
@@ -212,9 +217,7 @@ class Row:
             self.fan_out(operator, operator.shape[1:])
         elif output is not None:
             self.fan_out(operator, output.shape[2:])
-        self.noted.append(
-            Noted(observation.t0, observation.t1, tick, {}, {}, self._dense_now, None)
-        )
+        return self.dense_now
 
     def close_run(self, phases: Tensor, idle: Tensor, batch_size: int) -> dict[Series, Tensor]:
         """Adds the run to the sums.

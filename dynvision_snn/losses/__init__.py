@@ -18,3 +18,6 @@ from dynvision_snn.losses.cross_entropy import (
 from dynvision_snn.losses.energy import (
     EnergyLoss as EnergyLoss,
 )
+from dynvision_snn.losses.synops import (
+    SynopsLoss as SynopsLoss,
+)

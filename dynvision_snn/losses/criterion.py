@@ -20,7 +20,7 @@ from dynvision_snn.losses.base import BaseLoss
 
 ENTRY_POINT_GROUP = "dynvision_snn.losses"
 
-_BUILT_IN = {"CrossEntropyLoss": "cross_entropy", "EnergyLoss": "energy"}
+_BUILT_IN = {"CrossEntropyLoss": "cross_entropy", "EnergyLoss": "energy", "SynopsLoss": "synops"}
 _ENTRY_KEYS = ("name", "loss", "weight", "kwargs", "label")
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter, Adapters, Role
 from dynvision_snn.errors import LossError, known_names
-from dynvision_snn.losses.base import BaseLoss
-from dynvision_snn.observation import Attachment, Listener, Observation, Run, Watched, watchable
+from dynvision_snn.losses.listening import ListeningLoss
+from dynvision_snn.observation import Observation, Run, Watched, watchable
 
 Monitor = str | type[nn.Module] | Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 
@@ -34,12 +33,13 @@ _FALLBACK = (
 )
 
 
-def activity(values: Tensor, p: float) -> Tensor:
+def activity(values: Tensor, p: float, active: Tensor | None = None) -> Tensor:
     """``sum_t ||a_t||_p / n_units`` of each sample.
 
     Args:
         values: ``[T, B, *units]``.
         p: order of the norm, from 1 up; ``math.inf`` for the maximum.
+        active: bool ``[T, B]``, which timesteps are summed; all if None.
 
     Returns:
         ``[B]``, in float32 at least.
@@ -53,16 +53,19 @@ def activity(values: Tensor, p: float) -> Tensor:
         norms = units.abs().sum(2, dtype=dtype)
     else:
         norms = torch.linalg.vector_norm(units, ord=p, dim=2, dtype=dtype)
+    if active is not None:
+        norms = norms.masked_fill(~active.to(norms.device, non_blocking=True), 0)
     return norms.sum(0) / units.shape[2]
 
 
-class EnergyLoss(BaseLoss, Listener):
+class EnergyLoss(ListeningLoss):
     """``sum_t sum_modules (||a_t||_p / n_units) / (n_modules * n_timesteps)``, over the batch.
 
     Forward hooks observe the monitored modules of any model in any loop; the loss is taken once per
     batch, whatever is handed to it as outputs and targets, and empties the accumulators. All
     timesteps count: null input and reaction windows too, but not the idle timesteps of a
-    `TimedModel` that it is registered on.
+    `TimedModel` that it is registered on. Where samples are of different lengths
+    (`PresentationBatch`), each is averaged over its own timesteps.
 
     Monitored by default is what spikes or recurs: spikes of spiking layers, hidden outputs of
     recurrent layers; never integrators (whose output is a membrane) and never activations. A model
@@ -94,17 +97,11 @@ class EnergyLoss(BaseLoss, Listener):
     >>> energy.remove_hooks()
     """
 
-    needs_model: ClassVar[bool] = True
-
     p: float
     monitor: Monitor | None
     _adapters: tuple[Adapter, ...]
-    _attachment: Attachment | None
     _energies: dict[str, Tensor]
     _timesteps: dict[str, int]
-    _with_grad: bool | None
-    _taken_with_grad: bool | None
-    _batch_size: int | None
 
     def __init__(
         self,
@@ -122,16 +119,8 @@ class EnergyLoss(BaseLoss, Listener):
         self.p = float(p)
         self.monitor = monitor
         self._adapters = tuple(adapters)
-        self._attachment = None
-        self._taken_with_grad = None
-        self.reset()
 
     # -- hooks ------------------------------------------------------------------------------------
-
-    @property
-    def monitored(self) -> tuple[str, ...]:
-        """The names of the modules that are observed."""
-        return () if self._attachment is None else tuple(w.name for w in self._attachment.watched)
 
     def register_hooks(self, model: nn.Module, *, sequence: bool = False) -> None:
         """Starts to observe `model`.
@@ -145,11 +134,7 @@ class EnergyLoss(BaseLoss, Listener):
             LossError: if hooks are registered already, or there is nothing to monitor.
             AdapterError: for a neuron that is unknown or cannot be served.
         """
-        if self._attachment is not None:
-            raise LossError(
-                "this EnergyLoss observes a model already; call remove_hooks() first, or use an "
-                "EnergyLoss for each model."
-            )
+        self._check_free()
         modules = watchable(model, Adapters(self._adapters) if self._adapters else None)
         chosen = _monitored(modules, self.monitor)
         if not chosen:
@@ -158,55 +143,18 @@ class EnergyLoss(BaseLoss, Listener):
                 f"(monitor={self.monitor!r}). Expected layers that spike or recur, or Linear or "
                 f"Conv layers. Its modules: {', '.join(w.name or '(itself)' for w in modules)}."
             )
-        self._attachment = Attachment(model, self, chosen, sequence=sequence)
-        self.reset()
-
-    def remove_hooks(self) -> None:
-        """Gives every hook back, and forgets what was observed. Safe to call again."""
-        if self._attachment is not None:
-            self._attachment.close()
-            self._attachment = None
-        self.reset()
+        self._attach(model, chosen, sequence=sequence)
 
     def reset(self) -> None:
         """Forgets what was observed since the loss was last taken."""
+        super().reset()
         self._energies = {}
         self._timesteps = {}
-        self._with_grad = None
-        self._batch_size = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove_hooks()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy listens to nothing, and does not carry the graph of what was observed.
-        fresh: dict[str, Any] = {
-            "_attachment": None,
-            "_energies": {},
-            "_timesteps": {},
-            "_with_grad": None,
-            "_batch_size": None,
-        }
-        return self.__dict__ | fresh
+    def _fresh(self) -> dict[str, Any]:
+        return super()._fresh() | {"_energies": {}, "_timesteps": {}}
 
     # -- observing --------------------------------------------------------------------------------
-
-    def begin_run(self, run: Run) -> None:
-        """A TimedModel's run starts a new accumulation."""
-        self.reset()
-        self._with_grad = run.with_grad
-
-    def abandon_run(self, run: Run) -> None:
-        """A run that failed leaves nothing behind."""
-        self.reset()
 
     def observe(self, observation: Observation) -> None:
         """Adds the activity of one observation."""
@@ -217,7 +165,7 @@ class EnergyLoss(BaseLoss, Listener):
                 "Monitor another module (monitor=)."
             )
         # Recomputed under checkpointing, too: autograd must see the same operations again.
-        energy = activity(observation.output, self.p)
+        energy = activity(observation.output, self.p, observation.active)
         if observation.recomputed:
             self._refuse_reentrant(observation.name)
             return
@@ -247,7 +195,7 @@ class EnergyLoss(BaseLoss, Listener):
         Raises:
             LossError: as `compute_loss`, or a `whole` of fewer timesteps than were observed.
         """
-        n_observed = max(self._timesteps.values(), default=0)
+        n_observed, run = max(self._timesteps.values(), default=0), self._run
         energy = self.compute_loss(outputs, targets)
         if whole is not None:
             if len(whole) < n_observed:
@@ -256,7 +204,7 @@ class EnergyLoss(BaseLoss, Listener):
                     f"have shape {list(whole.shape)}. Expected [T, B], time first, with T at least "
                     "as large."
                 )
-            energy = energy * (n_observed / len(whole))
+            energy = energy * _share_of_run(run, n_observed, len(whole), energy.device)
         return self.apply_reduction(energy)
 
     def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
@@ -266,11 +214,7 @@ class EnergyLoss(BaseLoss, Listener):
             LossError: without hooks, without an observed timestep, or if layers were observed a
                 different number of times.
         """
-        if self._attachment is None:
-            raise LossError(
-                "EnergyLoss has no hooks, so it observed nothing. Call register_hooks(model) "
-                "before the model runs (build_criterion(..., model=model) does)."
-            )
+        self._check_attached()
         if not self._energies:
             raise LossError(
                 "EnergyLoss observed no timestep since it was last taken. Run the model that its "
@@ -284,48 +228,34 @@ class EnergyLoss(BaseLoss, Listener):
                 "timesteps needs each once per timestep; choose layers that are with monitor=, and "
                 "take the loss once per batch."
             )
-        n_timesteps = next(iter(self._timesteps.values()))
+        n_observed, run = next(iter(self._timesteps.values())), self._run
         energies = list(self._energies.values())
-        self._taken_with_grad = self._with_grad
-        self.reset()
+        self._take()
         device = energies[0].device
         total = torch.stack([energy.to(device) for energy in energies]).sum(0)
-        return total / (len(energies) * n_timesteps)
-
-    def _check_same_accumulation(self, name: str, batch_size: int) -> None:
-        with_grad = torch.is_grad_enabled()
-        if self._batch_size is None:
-            self._batch_size = batch_size
-            # What backward recomputes from now on is of this accumulation, not of the last.
-            self._taken_with_grad = None
-        if self._with_grad is None:
-            self._with_grad = with_grad
-        changed = []
-        if with_grad is not self._with_grad:
-            changed.append("with and without gradient")
-        if batch_size != self._batch_size:
-            changed.append(f"with batch sizes {self._batch_size} and {batch_size}")
-        if changed:
-            self.reset()
-            raise LossError(
-                f"EnergyLoss observed timesteps {' and '.join(changed)} (at {name!r}) without "
-                "being taken in between, so they would be mixed into one mean. Take the loss after "
-                "every batch, or call reset() to drop what was observed. (Reentrant activation "
-                "checkpointing runs layers without a gradient, too: use use_reentrant=False.)"
-            )
-
-    def _refuse_reentrant(self, name: str) -> None:
-        if self._taken_with_grad is False:
-            raise LossError(
-                f"layer {name!r} runs under reentrant activation checkpointing: its forward ran "
-                "without a graph, so the energy that was taken has no gradient. Use "
-                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            )
+        return total / (len(energies) * _n_timesteps(run, n_observed, device))
 
     def extra_repr(self) -> str:
         """The arguments, as the module prints them."""
         p = "inf" if math.isinf(self.p) else f"{self.p:g}"
         return f"reduction={self.reduction!r}, p={p}, monitored={list(self.monitored)}"
+
+
+def _n_timesteps(run: Run | None, n_observed: int, device: torch.device) -> int | Tensor:
+    """Timesteps that the mean is over: of each sample, ``[B]``, where some are padding."""
+    if run is None or run.active is None:
+        return n_observed
+    # A chunk may hold nothing of a sample but its padding, whose sum is 0.
+    return run.active.sum(0).clamp(min=1).to(device, non_blocking=True)
+
+
+def _share_of_run(
+    run: Run | None, n_observed: int, n_whole: int, device: torch.device
+) -> float | Tensor:
+    """Which part of the whole run's timesteps a chunk's mean was over."""
+    if run is None or run.lengths is None:
+        return n_observed / n_whole
+    return _n_timesteps(run, n_observed, device) / run.lengths.to(device, non_blocking=True)
 
 
 def _monitored(modules: Sequence[Watched], monitor: Monitor | None) -> list[Watched]:

@@ -120,6 +120,10 @@ def check_same(a: EnergyBudget, b: EnergyBudget) -> None:
     assert [r.name for r in a.layers] == [r.name for r in b.layers]
     for x, y in zip(a.layers, b.layers, strict=True):
         for quantity in SERIES:
-            assert getattr(x, quantity) == pytest.approx(getattr(y, quantity), rel=1e-9), x.name
+            # |x| is summed over the batch in float32; all else is exact.
+            rel = 1e-6 if quantity == "synops_weighted" else 1e-12
+            assert getattr(x, quantity) == pytest.approx(getattr(y, quantity), rel=rel), x.name
     for quantity in SERIES:
-        torch.testing.assert_close(a.by_timestep(quantity), b.by_timestep(quantity))
+        torch.testing.assert_close(
+            a.by_timestep(quantity), b.by_timestep(quantity), rtol=1e-6, atol=0
+        )

@@ -1,0 +1,139 @@
+"""What losses that listen to a network share: hooks given back, one accumulation per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from dynvision_snn.errors import LossError
+from dynvision_snn.losses.base import BaseLoss
+from dynvision_snn.observation import Attachment, Listener, Run, Watched
+
+
+class ListeningLoss(BaseLoss, Listener):
+    """A loss of what modules do while a model runs, taken once per batch.
+
+    A subclass chooses the modules in `register_hooks` (which calls `_attach`), adds up in
+    `observe`, and gives the loss of each sample in `compute_loss`. Its accumulators are emptied in
+    `reset`, which it extends.
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    _attachment: Attachment | None
+    _run: Run | None
+    _with_grad: bool | None
+    _taken_with_grad: bool | None
+    _batch_size: int | None
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self._attachment = None
+        self._taken_with_grad = None
+        self.reset()
+
+    # -- hooks ------------------------------------------------------------------------------------
+
+    @property
+    def monitored(self) -> tuple[str, ...]:
+        """The names of the modules that are observed."""
+        return () if self._attachment is None else tuple(w.name for w in self._attachment.watched)
+
+    def _check_free(self) -> None:
+        if self._attachment is not None:
+            kind = type(self).__name__
+            raise LossError(
+                f"this {kind} observes a model already; call remove_hooks() first, or use an "
+                f"{kind} for each model."
+            )
+
+    def _attach(self, model: nn.Module, chosen: Sequence[Watched], *, sequence: bool) -> None:
+        self._attachment = Attachment(model, self, chosen, sequence=sequence)
+        self.reset()
+
+    def remove_hooks(self) -> None:
+        """Gives every hook back, and forgets what was observed. Safe to call again."""
+        if self._attachment is not None:
+            self._attachment.close()
+            self._attachment = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was observed since the loss was last taken."""
+        self._run = None
+        self._with_grad = None
+        self._batch_size = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove_hooks()
+
+    # -- observing --------------------------------------------------------------------------------
+
+    def begin_run(self, run: Run) -> None:
+        """A TimedModel's run starts a new accumulation."""
+        self.reset()
+        self._run = run
+
+    def abandon_run(self, run: Run) -> None:
+        """A run that failed leaves nothing behind."""
+        self.reset()
+
+    def _check_attached(self) -> None:
+        if self._attachment is None:
+            raise LossError(
+                f"{type(self).__name__} has no hooks, so it observed nothing. Call "
+                "register_hooks(model) before the model runs (build_criterion(..., model=model) "
+                "does)."
+            )
+
+    def _check_same_accumulation(self, name: str, batch_size: int) -> None:
+        with_grad = torch.is_grad_enabled()
+        if self._with_grad is None:
+            self._with_grad, self._batch_size = with_grad, batch_size
+            return
+        changed = []
+        if with_grad is not self._with_grad:
+            changed.append("with and without gradient")
+        if batch_size != self._batch_size:
+            changed.append(f"with batch sizes {self._batch_size} and {batch_size}")
+        if changed:
+            self.reset()
+            raise LossError(
+                f"{type(self).__name__} observed timesteps {' and '.join(changed)} (at {name!r}) "
+                "without being taken in between, so they would be mixed into one mean. Take the "
+                "loss after every batch, or call reset() to drop what was observed. (Reentrant "
+                "activation checkpointing runs layers without a gradient, too: use "
+                "use_reentrant=False.)"
+            )
+
+    def _take(self) -> None:
+        """Ends the accumulation that the loss is about to be made of."""
+        self._taken_with_grad = self._with_grad
+        self.reset()
+
+    def _refuse_reentrant(self, name: str) -> None:
+        if self._taken_with_grad is False:
+            raise LossError(
+                f"layer {name!r} runs under reentrant activation checkpointing: its forward ran "
+                "without a graph, so the energy that was taken has no gradient. Use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+
+    def _fresh(self) -> dict[str, Any]:
+        """The attributes that a copy starts with: it listens to nothing and carries no graph."""
+        return {"_attachment": None, "_run": None, "_with_grad": None, "_batch_size": None}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | self._fresh()
