@@ -8,6 +8,7 @@ keeps working.
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pickle import PicklingError
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class ComparisonError(DynvisionError, ValueError):
 
 class OutputError(DynvisionError, OSError):
     """A file or folder that exists already, or that cannot be written."""
+
+
+class SavingError(DynvisionError, PicklingError):
+    """A model that cannot be pickled."""
 
 
 class ConfigError(DynvisionError, ValueError):

@@ -4,15 +4,17 @@
 `TimedModel`: called with images and a `Presentation`, it resets the state, runs the idle time,
 shows the presentation timestep by timestep, and returns a `Recording` of the readout's membrane.
 Whoever is attached to it (an energy loss, a meter) is told where each run begins and ends.
+
+The file is one class and the function that builds it; what they document makes it long.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +22,16 @@ from torch import Tensor, nn
 from dynvision_snn.adapters import Adapter, Adapters, Layer, Role
 from dynvision_snn.engine.calling import Stepping
 from dynvision_snn.engine.looking import Look, look
+from dynvision_snn.engine.pickling import check_picklable
+from dynvision_snn.engine.precision import telling_dtypes
+from dynvision_snn.engine.shown import Shown, shown
 from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
 from dynvision_snn.engine.witness import left_as_found
 from dynvision_snn.errors import AdapterWarning, TimingError, WrapError, known_names
+from dynvision_snn.finite import FiniteCheck, check_inputs
 from dynvision_snn.observation import Attachment, Clock, Run, RunHost, Watched, watchable
-from dynvision_snn.presentation import null_like
-from dynvision_snn.presentation_batch import (
-    AnyPresentation,
-    PresentationBatch,
-    check_timed_inputs,
-)
-from dynvision_snn.recording import LayerRecording, Recorder, Recording, RunState
+from dynvision_snn.presentation_batch import AnyPresentation
+from dynvision_snn.recording import Decoding, Recorder, Recording, RunState
 from dynvision_snn.timing import check_dt, common_dt, format_ms, nearest_steps
 
 
@@ -41,8 +42,10 @@ def wrap(
     readout: str | None = None,
     stepping: Stepping | None = None,
     time_axis: int | None = None,
+    n_classes: int | None = None,
     adapters: Iterable[Adapter] = (),
     set_dt: bool = False,
+    check_finite: bool = False,
 ) -> TimedModel:
     """A model that runs in biological time; `net` itself is not rewritten.
 
@@ -50,15 +53,23 @@ def wrap(
         net: a model with spiking or recurrent layers (snnTorch, Norse, torch), one-step or
             whole-sequence.
         dt: length of a timestep in ms.
-        readout: dotted name of the layer whose membrane is decoded. By default the last spiking or
-            integrating layer reached, if the model's output is that layer's spikes or membrane;
-            else the output itself.
+        readout: dotted name of the layer whose membrane is decoded; ``""``, the name that torch
+            gives the model itself, for its output. By default the last spiking or integrating layer
+            reached, if the model's output is that layer's spikes or membrane; else the output
+            itself.
         stepping: ``"step"`` for a model called once per timestep, ``"sequence"`` for one with the
             time loop inside. By default found out by looking, once, at the first run.
         time_axis: where a ``"sequence"`` model has time: 0 for ``[T, B, ...]``, 1 for
             ``[B, T, ...]``. By default found out by looking.
+        n_classes: of a readout in which several neurons stand for each class (a population code),
+            the number of classes. Its neurons are taken in equal groups, class after class, as in
+            snnTorch's ``population_code=True``; what is decoded is each group's mean membrane, and
+            its spikes are the group's sum.
         adapters: adapters for further libraries.
         set_dt: set the timestep of modules that have one of their own (Norse, in seconds) to `dt`.
+        check_finite: stop a run at the first input, output or membrane that is NaN or infinite,
+            with an `ObservationError` that names layer and timestep. Waits for the device at every
+            timestep.
 
     Raises:
         WrapError: if `net` has no layer to observe, or is wrapped already.
@@ -80,8 +91,10 @@ def wrap(
         readout=readout,
         stepping=stepping,
         time_axis=time_axis,
+        n_classes=n_classes,
         adapters=adapters,
         set_dt=set_dt,
+        check_finite=check_finite,
     )
 
 
@@ -91,7 +104,10 @@ class TimedModel(RunHost):
     Attributes:
         net: the model as it was given.
         dt: length of a timestep in ms.
+        n_classes: number of classes of a population-coded readout; None where each of its units is
+            a class.
         adapters: the adapters in force.
+        check_finite: whether runs stop at values that are not finite; may be changed at any time.
     """
 
     def __init__(
@@ -102,8 +118,10 @@ class TimedModel(RunHost):
         readout: str | None = None,
         stepping: Stepping | None = None,
         time_axis: int | None = None,
+        n_classes: int | None = None,
         adapters: Iterable[Adapter] = (),
         set_dt: bool = False,
+        check_finite: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -121,8 +139,12 @@ class TimedModel(RunHost):
             raise WrapError(
                 f"time_axis={time_axis!r}; expected 0 ([T, B, ...]) or 1 ([B, T, ...])."
             )
+        if n_classes is not None and n_classes < 2:
+            raise WrapError(f"n_classes={n_classes}; expected at least 2 classes.")
         self.net = net
         self.dt = check_dt(dt)
+        self.n_classes = n_classes
+        self.check_finite = check_finite
         self.adapters = Adapters(adapters)
         self._by_hand = (stepping, time_axis, readout)
         self._look: Look | None = None
@@ -137,10 +159,27 @@ class TimedModel(RunHost):
                     stacklevel=3,
                 )
         known = [layer.name for layer in layers]
-        if readout is not None and readout not in known:
+        if readout not in (None, "", *known):
             raise WrapError(
-                f"readout={readout!r} names no neuron layer. {known_names(readout, known)}"
+                f'readout={readout!r} names no neuron layer (and is not "", the output). '
+                f"{known_names(str(readout), known)}"
             )
+
+    def __copy__(self) -> Self:
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        # Copies, which may hold what pickle cannot write, do not come by here.
+        check_picklable(self.net)
+        return super().__reduce_ex__(protocol)
 
     def hosted(self) -> nn.Module:
         """The model inside; names of layers are relative to it."""
@@ -156,7 +195,11 @@ class TimedModel(RunHost):
         if self._look is not None:
             calling = self._look.calling
             stepping, time_axis = calling.stepping, calling.time_axis
-            readout = self._look.readout or "the model's output"
+            readout = self._look.readout or ""
+        if readout is not None:
+            readout = readout or "the model's output"
+            if self.n_classes is not None:
+                readout += f", {self.n_classes} classes of several units each"
         if stepping == "step":
             return "called once per timestep", readout
         if stepping is None:
@@ -201,8 +244,8 @@ class TimedModel(RunHost):
             WrapError: if the model cannot run so; the message says why and what to do.
             ObservationError: if a neuron layer is not called exactly once per timestep.
         """
-        shown = _shown(self, inputs, presentation, time_axis, continued=state is not None)
-        return self._run_shown(shown, record, state)
+        what = shown(self.dt, inputs, presentation, time_axis, continued=state is not None)
+        return self._run_shown(what, record, state)
 
     def chunks(
         self,
@@ -246,35 +289,49 @@ class TimedModel(RunHost):
                 f"every is {format_ms(every)}, shorter than a timestep of {format_ms(self.dt)}. "
                 "Expected at least one timestep."
             )
-        shown = _shown(self, inputs, presentation, time_axis, continued=state is not None)
-        return self._chunks(shown, n_steps, record, state)
+        what = shown(self.dt, inputs, presentation, time_axis, continued=state is not None)
+        return self._chunks(what, n_steps, record, state)
 
     def _chunks(
-        self, shown: _Shown, n_steps: int, record: Sequence[str], state: RunState | None
+        self, what: Shown, n_steps: int, record: Sequence[str], state: RunState | None
     ) -> Iterator[Recording]:
-        for piece in shown.pieces(n_steps):
+        for piece in what.pieces(n_steps):
             recording = self._run_shown(piece, record, state)
             state = recording.state.detach()
             yield recording
             # Only the state goes on: what the piece recorded is the caller's to keep.
             del recording
 
-    def _run_shown(self, shown: _Shown, record: Sequence[str], state: RunState | None) -> Recording:
+    def _run_shown(self, what: Shown, record: Sequence[str], state: RunState | None) -> Recording:
         watched = watchable(self)
-        if self._look is None:
-            self._look = self._look_once(watched, shown)
-        seen = self._look
         layers = {item.name: item.layer for item in watched if item.layer is not None}
+        spiking = [name for name, layer in layers.items() if layer.traits.role is Role.SPIKING]
+        with telling_dtypes(self.net, what.example, spiking):
+            return self._run_watched(what, watched, layers, record, state)
+
+    def _run_watched(
+        self,
+        what: Shown,
+        watched: Sequence[Watched],
+        layers: dict[str, Layer],
+        record: Sequence[str],
+        state: RunState | None,
+    ) -> Recording:
+        if self.check_finite:
+            check_inputs(what.steps)
+        if self._look is None:
+            self._look = self._look_once(watched, what)
+        seen = self._look
         if state is not None:
-            _check_goes_on(state, layers, shown.example.shape[0])
+            _check_goes_on(state, layers, what.example.shape[0])
         start, origin = (0, object()) if state is None else (state.timestep, state.origin)
         kept = _kept_layers(layers, seen.readout, record)
         run = Run(
-            n_timesteps=shown.n_timesteps,
-            idle_steps=shown.idle_steps,
-            phases=shown.phases,
-            active=shown.active,
-            lengths=shown.lengths,
+            n_timesteps=what.n_timesteps,
+            idle_steps=what.idle_steps,
+            phases=what.phases,
+            active=what.active,
+            lengths=what.lengths,
             dt=self.dt,
             start=start,
             origin=origin,
@@ -286,37 +343,48 @@ class TimedModel(RunHost):
         with ExitStack() as stack:
             attachment = Attachment(self, recorder, [w for w in watched if w.name in kept])
             stack.callback(attachment.close)
-            for layer in kept.values():
+            if self.check_finite:
+                check = FiniteCheck()
+                stack.callback(Attachment(self, check, watched).close)
+            # After the hooks: recording shows every state to those that were there before it.
+            for layer in layers.values() if self.check_finite else kept.values():
                 stack.enter_context(layer.adapter.recording(layer.module))
             stack.enter_context(_isolated(list(layers.values()), state))
             stack.enter_context(self.saying(run))
-            output, passed = self._run(shown, run, seen, state)
+            output, passed = self._run(what, run, seen, state)
             after = RunState(
                 passed,
                 {name: layer.adapter.state(layer.module) for name, layer in layers.items()},
-                shown.example.shape[0],
-                start + shown.n_timesteps,
+                what.example.shape[0],
+                start + what.n_timesteps,
                 origin,
             )
-        recordings = {name: recorder.recording(layer) for name, layer in kept.items()}
-        return _recording(self, seen, output, recordings, record, after, shown)
+        return Recording.of(
+            {name: recorder.recording(layer) for name, layer in kept.items()},
+            record,
+            Decoding(seen.readout, output, self.n_classes),
+            after,
+            dt=self.dt,
+            n_timesteps=what.n_timesteps,
+            start=what.start,
+        )
 
-    def _look_once(self, watched: Sequence[Watched], shown: _Shown) -> Look:
+    def _look_once(self, watched: Sequence[Watched], what: Shown) -> Look:
         stepping, time_axis, readout = self._by_hand
         with torch.inference_mode(False):
             return look(
                 self.net,
                 watched,
                 self.adapters,
-                shown.example,
-                shown.n_timesteps + shown.idle_steps,
+                what.example,
+                what.n_timesteps + what.idle_steps,
                 stepping=stepping,
                 time_axis=time_axis,
                 readout=readout,
             )
 
     def _run(
-        self, shown: _Shown, run: Run, seen: Look, state: RunState | None
+        self, what: Shown, run: Run, seen: Look, state: RunState | None
     ) -> tuple[Tensor | None, tuple[Any, ...]]:
         """The output over time where it is what is decoded, and the states that are passed."""
         calling = seen.calling
@@ -329,113 +397,19 @@ class TimedModel(RunHost):
         passed = calling.initial_states if state is None else copied(state.passed)
         wanted = seen.readout is None
         if calling.stepping == "sequence":
-            outputs, passed = run_sequence(self.net, calling, shown.whole(), passed)
+            outputs, passed = run_sequence(self.net, calling, what.whole(), passed)
             if not wanted:
                 return None, passed
             output = first_tensor(outputs)
             output = output.transpose(0, 1) if calling.time_axis == 1 else output
-            return output[shown.idle_steps :], passed
+            return output[what.idle_steps :], passed
         assert run.clock is not None
-        if shown.null is not None:
-            passed = run_idle(self.net, calling, shown.null, shown.idle_steps, passed, run.clock)
+        if what.null is not None:
+            passed = run_idle(self.net, calling, what.null, what.idle_steps, passed, run.clock)
         steps, passed = run_steps(
-            self.net, calling, shown.steps, passed, run.clock, keep_outputs=wanted
+            self.net, calling, what.steps, passed, run.clock, keep_outputs=wanted
         )
         return (torch.stack(steps) if wanted else None), passed
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Shown:
-    """What a run shows: one input per timestep, after idle null input.
-
-    Attributes:
-        n_timesteps, idle_steps: T, and the timesteps before it.
-        example: the input of one timestep, ``[B, *features]``.
-        steps: the inputs of the T timesteps; a sequence holds one object for one stimulus.
-        null: the input of the idle timesteps; None where there are none.
-        phases: `Phase` code of the T timesteps; None where unknown.
-        active, lengths: as in `Run`.
-        start: how many timesteps of the same call came before.
-    """
-
-    n_timesteps: int
-    idle_steps: int
-    example: Tensor
-    steps: Tensor | Sequence[Tensor]
-    null: Tensor | None = None
-    phases: Tensor | None = None
-    active: Tensor | None = None
-    lengths: Tensor | None = None
-    start: int = 0
-
-    def pieces(self, n_steps: int) -> Iterator[_Shown]:
-        """The same in pieces of at most `n_steps`, idle time before the first."""
-        for start in range(0, self.n_timesteps, n_steps):
-            stop = min(start + n_steps, self.n_timesteps)
-            yield replace(
-                self,
-                n_timesteps=stop - start,
-                idle_steps=0 if start else self.idle_steps,
-                steps=self.steps[start:stop],
-                null=None if start else self.null,
-                phases=None if self.phases is None else self.phases[start:stop],
-                active=None if self.active is None else self.active[start:stop],
-                start=start,
-            )
-
-    def whole(self) -> Tensor:
-        """All of it as one ``[idle + T, B, *features]``."""
-        idle = [] if self.null is None else [self.null] * self.idle_steps
-        if not idle and isinstance(self.steps, Tensor):
-            return self.steps
-        return torch.stack([*idle, *self.steps])
-
-
-def _shown(
-    model: TimedModel,
-    inputs: Tensor,
-    presentation: AnyPresentation | None,
-    time_axis: int | None,
-    *,
-    continued: bool,
-) -> _Shown:
-    if not isinstance(inputs, Tensor):
-        raise WrapError(f"a TimedModel takes a torch.Tensor; received a {type(inputs).__name__}.")
-    if time_axis not in (None, 0, 1):
-        raise WrapError(
-            f"time_axis={time_axis!r}; expected 0 for inputs [T, B, ...], 1 for [B, T, ...], or "
-            "None for images that a presentation shows."
-        )
-    if inputs.ndim < 2 or 0 in inputs.shape[:2]:
-        timed = presentation is None or time_axis is not None
-        expected = "[T, B, *features]" if timed else "[B, *features]"
-        raise WrapError(
-            f"the inputs have shape {list(inputs.shape)}; expected {expected} with at least one "
-            "timestep, sample and feature."
-        )
-    if time_axis == 1:
-        inputs = inputs.transpose(0, 1)
-    if presentation is None:
-        return _Shown(inputs.shape[0], 0, inputs[0], inputs)
-    common_dt({"the model": model.dt, "the presentation": presentation.dt})
-    steps: Tensor | Sequence[Tensor]
-    if time_axis is not None:
-        example, steps = inputs[0], inputs
-        check_timed_inputs(presentation, *inputs.shape[:2])
-    else:
-        example = inputs if presentation.n_stimuli <= 1 else inputs[0]
-        steps = list(presentation.inputs_at(inputs))
-    idle_steps = 0 if continued else presentation.idle_steps
-    null = null_like(example, presentation.null_value) if idle_steps else None
-    shown = _Shown(len(steps), idle_steps, example, steps, null, presentation.phase_codes)
-    if not isinstance(presentation, PresentationBatch):
-        return shown
-    active = presentation.active_mask
-    if bool(active.all()):
-        return shown
-    device = example.device
-    lengths = presentation.lengths.to(device, non_blocking=True)
-    return replace(shown, active=active.to(device, non_blocking=True), lengths=lengths)
 
 
 @contextmanager
@@ -481,63 +455,6 @@ def _kept_layers(
             raise WrapError(f"record names no neuron layer {name!r}. {known_names(name, layers)}")
     wanted = {*record, *([] if readout is None else [readout])}
     return {name: layer for name, layer in layers.items() if name in wanted}
-
-
-def _recording(
-    model: TimedModel,
-    seen: Look,
-    output: Tensor | None,
-    recordings: dict[str, LayerRecording | None],
-    record: Sequence[str],
-    state: RunState,
-    shown: _Shown,
-) -> Recording:
-    layers = {}
-    for name in record:
-        layer = recordings[name]
-        if layer is None:
-            raise WrapError(f"layer {name!r} was not reached in this run; it cannot be recorded.")
-        layers[name] = layer
-    if seen.readout is None:
-        assert output is not None
-        recording = Recording(output, None, layers, state, model.dt, None, None, shown.start)
-        return _checked(recording, shown.n_timesteps)
-    readout = recordings[seen.readout]
-    if readout is None:
-        raise WrapError(f"the readout {seen.readout!r} was not reached in this run.")
-    membrane = readout.output if readout.role is Role.RECURRENT else readout.membrane
-    if membrane is None:
-        raise WrapError(
-            f"the readout {seen.readout!r} does not show its membrane. Name another layer with "
-            "wrap(net, readout=...), or let the model return what is to be decoded."
-        )
-    recording = Recording(
-        membrane,
-        readout.spikes,
-        layers,
-        state,
-        model.dt,
-        seen.readout,
-        readout.membrane_is,
-        shown.start,
-    )
-    return _checked(recording, shown.n_timesteps)
-
-
-def _checked(recording: Recording, n_timesteps: int) -> Recording:
-    if recording.membrane.shape[0] != n_timesteps:
-        raise WrapError(
-            f"the model returned {recording.membrane.shape[0]} timesteps where {n_timesteps} were "
-            "asked for: its own time loop does not follow the length of its input. Let it loop "
-            "over x.shape[0]."
-        )
-    if recording.membrane.ndim != 3:
-        raise WrapError(
-            f"what is decoded has shape {list(recording.membrane.shape)}; expected "
-            "[T, B, classes]. Flatten the readout's units, or name another layer with "
-            "wrap(net, readout=...)."
-        )
-    return recording
 
 
 def _check_something_to_observe(net: nn.Module, layers: Sequence[Layer]) -> None:

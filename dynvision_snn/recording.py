@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynvision_snn.adapters import Layer, Role
 from dynvision_snn.adapters.base import MembraneTiming, map_tensors
-from dynvision_snn.errors import ObservationError
+from dynvision_snn.errors import ObservationError, WrapError
 from dynvision_snn.observation import Listener, Observation
 
 
@@ -70,13 +70,30 @@ class LayerRecording:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Decoding:
+    """What of a run is decoded.
+
+    Attributes:
+        readout: the readout's name; None where the model's output is decoded.
+        output: the model's output over time, where that is decoded.
+        n_classes: the number of classes of a population code; None where each unit is a class.
+    """
+
+    readout: str | None
+    output: Tensor | None = None
+    n_classes: int | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Recording:
     """One run.
 
     Attributes:
         membrane: ``[T, B, classes]``, the decoded output at every timestep: the readout's membrane
             potential, or the model's output where its readout is no spiking or integrating layer.
-        spikes: ``[T, B, classes]``, or None where the readout does not spike.
+            Of a population code, the mean over each class's units.
+        spikes: ``[T, B, classes]``, or None where the readout does not spike. Of a population code,
+            the sum over each class's units.
         layers: the layers asked for, by name.
         state: where another run can go on from.
         dt: length of a timestep in ms.
@@ -94,6 +111,54 @@ class Recording:
     readout: str | None
     membrane_is: MembraneTiming | None
     start: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        recorded: Mapping[str, LayerRecording | None],
+        record: Sequence[str],
+        decoding: Decoding,
+        state: RunState,
+        *,
+        dt: float,
+        n_timesteps: int,
+        start: int,
+    ) -> Recording:
+        """A run, from what its layers did.
+
+        Args:
+            recorded: the layers asked for and the readout, by name; None for one not reached.
+            record: the layers asked for.
+            decoding: what is decoded.
+            state: where the run ended.
+            dt: length of a timestep in ms.
+            n_timesteps: how many were asked for.
+            start: where it begins in its call.
+
+        Raises:
+            WrapError: if a layer was not reached, or what is to be decoded has no value for each
+                class at every timestep.
+        """
+        layers = {name: _reached(recorded[name], f"layer {name!r}") for name in record}
+        spikes, membrane_is = None, None
+        if decoding.readout is None:
+            assert decoding.output is not None
+            membrane = decoding.output
+        else:
+            readout = _reached(recorded[decoding.readout], f"the readout {decoding.readout!r}")
+            shown = readout.output if readout.role is Role.RECURRENT else readout.membrane
+            if shown is None:
+                raise WrapError(
+                    f"the readout {decoding.readout!r} does not show its membrane. Name another "
+                    "layer with wrap(net, readout=...), or let the model return what is to be "
+                    'decoded (readout="" decodes its output).'
+                )
+            membrane, spikes, membrane_is = shown, readout.spikes, readout.membrane_is
+        _check_decodable(membrane, n_timesteps)
+        if decoding.n_classes is not None:
+            membrane = grouped(membrane, decoding.n_classes).mean(-1)
+            spikes = None if spikes is None else grouped(spikes, decoding.n_classes).sum(-1)
+        return cls(membrane, spikes, layers, state, dt, decoding.readout, membrane_is, start)
 
     @property
     def n_timesteps(self) -> int:
@@ -172,6 +237,44 @@ class Recorder(Listener):
             if (joined := _joined([o.state.get(name) for o in observed])) is not None
         }
         return LayerRecording(layer.traits.role, output, membrane, layer.traits.membrane, state)
+
+
+def grouped(values: Tensor, n_classes: int) -> Tensor:
+    """``[..., units]`` as ``[..., n_classes, units per class]``, class after class.
+
+    Raises:
+        WrapError: if the units are no multiple of the classes.
+
+    >>> grouped(torch.tensor([1.0, 2.0, 3.0, 4.0]), 2).tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
+    n_units = values.shape[-1]
+    if n_units % n_classes:
+        raise WrapError(
+            f"the readout has {n_units} units, which are no equal groups for n_classes="
+            f"{n_classes}. Expected a multiple of the number of classes."
+        )
+    return values.unflatten(-1, (n_classes, n_units // n_classes))
+
+
+def _reached(recording: LayerRecording | None, what: str) -> LayerRecording:
+    if recording is None:
+        raise WrapError(f"{what} was not reached in this run; it cannot be recorded.")
+    return recording
+
+
+def _check_decodable(membrane: Tensor, n_timesteps: int) -> None:
+    if membrane.shape[0] != n_timesteps:
+        raise WrapError(
+            f"the model returned {membrane.shape[0]} timesteps where {n_timesteps} were asked for: "
+            "its own time loop does not follow the length of its input. Let it loop over "
+            "x.shape[0]."
+        )
+    if membrane.ndim != 3:
+        raise WrapError(
+            f"what is decoded has shape {list(membrane.shape)}; expected [T, B, classes]. Flatten "
+            "the readout's units, or name another layer with wrap(net, readout=...)."
+        )
 
 
 def _joined(values: Sequence[Tensor | None]) -> Tensor | None:

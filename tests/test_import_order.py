@@ -29,6 +29,7 @@ ROOMS = [
     "encoding",
     "adapters",
     "observation",
+    "finite",  # a listener that model and training share
     "energy",
     "losses",
     "engine",
@@ -39,10 +40,12 @@ ROOMS = [
     "evidence",  # what readout decodes
     "readout",
     "decision",  # when a readout's answer is good enough to act on
+    "loading",  # a loader's batch, arranged in time
     "report",  # plain rows in, so that a simulation may show its progress
     "provenance",  # what a simulation keeps of where it came from,
     "tracing",  # of one sample to look at,
     "moments",  # and of every sample's settling and decisions
+    "gathering",  # and of all batches together
     "simulation",
     "comparison",
     "data",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
-import threading
 from typing import Any
 
 import norse.torch as norse
@@ -19,7 +17,6 @@ from models import (
     HIDDEN,
     STYLES,
     ExplicitStates,
-    GruStep,
     LoopInside,
     Style,
     leaky,
@@ -351,24 +348,6 @@ def test_record_states_is_put_back_when_a_run_fails():
     assert not net[2]._forward_hooks
 
 
-def test_models_in_threads_do_not_meet():
-    models = [wrap(STYLES["loop_inside"].fresh(seed), dt=DT) for seed in range(3)]
-    alone = [model(inputs()).membrane.detach() for model in models]
-    found: list[Any] = [None] * 3
-
-    def work(index: int) -> None:
-        found[index] = [models[index](inputs()).membrane.detach() for _ in range(5)]
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(
-        torch.equal(membrane, alone[index]) for index in range(3) for membrane in found[index]
-    )
-
-
 # -- recording ------------------------------------------------------------------------------------
 
 
@@ -517,14 +496,6 @@ def test_deep_copies_run_alike_and_apart(style: Style):
     assert torch.equal(model(inputs()).membrane, run.membrane)
 
 
-@pytest.mark.parametrize("name", ["gru_step", "lstm_step", "gru_sequence"])
-def test_pickled_models_run_alike(name):
-    model = wrap(STYLES[name].fresh(), dt=DT)
-    run = model(inputs())
-    twin = pickle.loads(pickle.dumps(model))
-    assert torch.equal(twin(inputs()).membrane, run.membrane)
-
-
 def test_train_and_eval_reach_the_net():
     model = wrap(STYLES["conv_step"].fresh(), dt=DT)
     assert model.net.drop.training
@@ -533,24 +504,6 @@ def test_train_and_eval_reach_the_net():
     assert torch.equal(first.membrane, second.membrane)
     model.train()
     assert not torch.equal(model(inputs()).membrane, model(inputs()).membrane)
-
-
-@pytest.mark.parametrize("name", ["gru_step", "sequential_state_of_cells", "norse_list"])
-def test_float64(name):
-    style = STYLES[name]
-    single = wrap(style.fresh(), dt=DT)(inputs())
-    model = wrap(style.fresh(), dt=DT).to(torch.float64)
-    run = model(inputs().double())
-    assert run.membrane.dtype == torch.float64
-    torch.testing.assert_close(run.membrane.float(), single.membrane, rtol=1e-4, atol=1e-5)
-    assert torch.equal(model.float()(inputs()).membrane, single.membrane)
-
-
-def test_float64_where_the_library_cannot_is_an_error_that_says_so():
-    # snnTorch's spikes are float32 whatever its membranes are.
-    model = wrap(sequential_init_hidden(), dt=DT).to(torch.float64)
-    with pytest.raises(WrapError, match=r"same dtype.*Float and Double"):
-        model(inputs().double())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -566,14 +519,6 @@ def test_on_a_gpu(style: Style):
         model(inputs().to("cuda", non_blocking=True))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def test_under_autocast():
-    model = wrap(GruStep(), dt=DT)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        run = model(inputs())
-    assert run.membrane.dtype == torch.bfloat16
-    torch.testing.assert_close(run.membrane.float(), model(inputs()).membrane, rtol=0.1, atol=0.1)
 
 
 def test_parameters_are_the_nets():

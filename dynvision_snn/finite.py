@@ -1,0 +1,103 @@
+"""Values that are not finite: the first layer and timestep at which a model goes wrong.
+
+A NaN does not stay visible in a spiking network: ``nan > threshold`` is false, so that a diverged
+neuron is merely silent for every layer behind it. Looking at every value waits for the device at
+every timestep, so it is asked for: `dynvision_snn.wrap` takes ``check_finite=True``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dynvision_snn.errors import ObservationError
+from dynvision_snn.observation import Listener, Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Extreme:
+    """The first value that is not finite, or else the largest one.
+
+    Attributes:
+        layer: dotted name of the layer, or of the parameter.
+        what: ``"output"``, ``"membrane"``, ``"input"``, or ``"parameter"``.
+        timestep: of the run, from 0 up, idle ones negative; None for a parameter.
+        largest: the largest ``|x|`` there; NaN or infinite where it is not finite.
+    """
+
+    layer: str
+    what: str
+    timestep: int | None
+    largest: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is nothing but numbers."""
+        return math.isfinite(self.largest)
+
+    def __str__(self) -> str:
+        where = "" if self.timestep is None else f" at timestep {self.timestep}"
+        value = f"reaches {self.largest:.3g}" if self.is_finite else "is not finite"
+        return f"the {self.what} of {self.layer!r} {value}{where}"
+
+
+def extremes(observation: Observation) -> Iterator[Extreme]:
+    """The extreme of a layer's output and of its membrane, if it has them. Waits for the device."""
+    for what, values in (("output", observation.output), ("membrane", observation.membrane)):
+        if values is None or not values.is_floating_point() or values.numel() == 0:
+            continue
+        yield _extreme(observation.name, what, values, observation.t0)
+
+
+def _extreme(name: str, what: str, values: Tensor, t0: int) -> Extreme:
+    sizes = values.detach().flatten(1).abs().amax(1)
+    bad = (~sizes.isfinite()).nonzero()
+    at = int(bad[0]) if len(bad) else int(sizes.argmax())
+    return Extreme(name, what, t0 + at, float(sizes[at]))
+
+
+class FiniteCheck(Listener):
+    """Stops a run at the first output or membrane that is not finite."""
+
+    hears_idle = True
+
+    def observe(self, observation: Observation) -> None:
+        """Looks at one observation.
+
+        Raises:
+            ObservationError: naming layer and timestep.
+        """
+        for extreme in extremes(observation):
+            if not extreme.is_finite:
+                raise _not_finite(extreme, type(observation.module).__name__)
+
+
+def check_inputs(steps: Iterable[Tensor]) -> None:
+    """Refuses inputs that are not finite.
+
+    Args:
+        steps: the inputs of successive timesteps, ``[B, *features]`` each; what comes again as the
+            same tensor is looked at once.
+
+    Raises:
+        ObservationError: naming the timestep.
+    """
+    good: dict[int, Tensor] = {}  # held, so that no id is given to another tensor
+    for t, step in enumerate(steps):
+        if id(step) in good or not step.is_floating_point() or step.numel() == 0:
+            continue
+        good[id(step)] = step
+        extreme = _extreme("the model", "input", step.unsqueeze(0), t)
+        if not extreme.is_finite:
+            raise _not_finite(extreme, f"{list(step.shape)} at every timestep")
+
+
+def _not_finite(extreme: Extreme, kind: str) -> ObservationError:
+    return ObservationError(
+        f"{extreme} ({kind}): {extreme.largest}. Expected finite values throughout. Look for "
+        "values in the data that are not finite, for a timestep that is too long for a time "
+        "constant, and for weights that have diverged (a learning rate that is too high)."
+    )
