@@ -343,7 +343,10 @@ def test_a_list_is_demanded(config):
     [
         ({"name": CE, "wieght": 1.0}, "'wieght'.*Did you mean 'weight'.*kwargs, label, loss, name"),
         ({"name": CE, 3: 1.0}, "Unknown key 3"),
-        ({"name": "cross_entropy"}, "'cross_entropy'.*Known: CrossEntropyLoss, EnergyLoss, SynopsLoss, cross_"),
+        (
+            {"name": "cross_entropy"},
+            "'cross_entropy'.*Known: CrossEntropyLoss, EnergyLoss, SynopsLoss, cross_",
+        ),
         ({"name": "CROSS_ENTROPY_LOSS"}, "Unknown loss"),
         ({"name": CE, "kwargs": {"reduce": "sum"}}, "'reduce'.*Known: ignore_index, reduction, we"),
         ({"name": CE, "kwargs": {"reduction": "none"}}, "reduction='none'"),
