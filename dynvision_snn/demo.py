@@ -8,6 +8,7 @@ plain models of their libraries, which know nothing of it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +91,10 @@ def snntorch_model(dt: float) -> nn.Module:
 def norse_model(dt: float) -> nn.Module:
     """Leaky integrate-and-fire neurons with synaptic currents; the readout is an integrator."""
     try:
-        import norse.torch as norse
+        with warnings.catch_warnings():
+            # Norse scripts functions as it is imported; its user can do nothing about that.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.script`", FutureWarning)
+            import norse.torch as norse
     except ImportError as error:
         raise MissingExtraError("norse", "norse", "The Norse model") from error
     return norse.SequentialState(

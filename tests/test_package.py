@@ -63,7 +63,9 @@ def test_every_export_says_so():
     """``from x import y as y``: without it a type checker takes the name for private."""
     for path in PACKAGE.rglob("__init__.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            ours = isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dynvision_snn")
+            ours = isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "dynvision_snn"
+            )
             if ours:
                 for alias in node.names:
                     assert alias.asname == alias.name, f"{path}: {alias.name}"
@@ -72,6 +74,15 @@ def test_every_export_says_so():
 def test_the_version_is_that_of_the_installed_package():
     assert importlib.metadata.version("dynvision-snn") == dvs.__version__
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_importing_norse_warns_nobody_of_what_it_scripts():
+    """The one warning that Norse's own import causes; others stay."""
+    code = "import dynvision_snn.adapters.norse"
+    shown = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "torch.jit" not in shown.stderr
 
 
 def _extras_named() -> set[str]:

@@ -6,11 +6,15 @@ in seconds and steps by Euler.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import norse.torch as norse
+with warnings.catch_warnings():
+    # Norse scripts functions as it is imported; its user can do nothing about that.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script`", FutureWarning)
+    import norse.torch as norse
 import torch
 from torch import Tensor, nn
 

@@ -211,14 +211,23 @@ class EnergyLoss(ListeningLoss):
         """The energy of each sample, ``[B]``; empties the accumulators.
 
         Raises:
-            LossError: without hooks, without an observed timestep, or if layers were observed a
-                different number of times.
+            LossError: without hooks, without an observed timestep, if a layer that `monitor` names
+                was not called, or if layers were observed a different number of times.
         """
         self._check_attached()
         if not self._energies:
             raise LossError(
                 "EnergyLoss observed no timestep since it was last taken. Run the model that its "
                 f"hooks are on before taking the loss (monitored: {', '.join(self.monitored)})."
+            )
+        unreached = [name for name in _names(self.monitor) if name not in self._energies]
+        if unreached:
+            reached = ", ".join(map(repr, self._energies))
+            self.reset()
+            raise LossError(
+                f"EnergyLoss is to monitor {', '.join(map(repr, unreached))}, which the model did "
+                f"not call (it called {reached}). Leave it out of monitor=, or let the model call "
+                "it as module(x), which hooks see, and not as module.forward(x)."
             )
         if len(set(self._timesteps.values())) > 1:
             counts = ", ".join(f"{name}: {count}" for name, count in self._timesteps.items())
@@ -280,6 +289,15 @@ def _monitored(modules: Sequence[Watched], monitor: Monitor | None) -> list[Watc
     for name in sorted(names - known):
         raise LossError(f"monitor names no module {name!r}. {known_names(name, known)}")
     return [w for w in modules if w.name in names or isinstance(w.module, types)]
+
+
+def _names(monitor: Monitor | None) -> list[str]:
+    """The layers that are monitored by name."""
+    if isinstance(monitor, str):
+        return [monitor]
+    if monitor is None or callable(monitor):
+        return []
+    return [item for item in monitor if isinstance(item, str)]
 
 
 def _no_way_to_monitor(item: object) -> LossError:

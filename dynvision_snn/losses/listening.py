@@ -104,8 +104,14 @@ class ListeningLoss(BaseLoss, Listener):
             self._with_grad, self._batch_size = with_grad, batch_size
             return
         changed = []
+        causes = ""
         if with_grad is not self._with_grad:
             changed.append("with and without gradient")
+            causes = (
+                " (A TimedModel runs its idle time without a gradient: register the loss on the "
+                "TimedModel, not on the model inside it. Reentrant activation checkpointing runs "
+                "layers without one, too: use use_reentrant=False.)"
+            )
         if batch_size != self._batch_size:
             changed.append(f"with batch sizes {self._batch_size} and {batch_size}")
         if changed:
@@ -113,9 +119,7 @@ class ListeningLoss(BaseLoss, Listener):
             raise LossError(
                 f"{type(self).__name__} observed timesteps {' and '.join(changed)} (at {name!r}) "
                 "without being taken in between, so they would be mixed into one mean. Take the "
-                "loss after every batch, or call reset() to drop what was observed. (Reentrant "
-                "activation checkpointing runs layers without a gradient, too: use "
-                "use_reentrant=False.)"
+                f"loss after every batch, or call reset() to drop what was observed.{causes}"
             )
 
     def _take(self) -> None:

@@ -239,7 +239,7 @@ def test_idle_time_with_gradients_on_the_bare_net_is_refused_and_not_mixed():
     model = wrap(sequential_init_hidden(), dt=DT)
     bare = EnergyLoss()
     bare.register_hooks(model.net)
-    with pytest.raises(LossError, match="with and without gradient"):
+    with pytest.raises(LossError, match=r"with and without gradient.*register.*on the TimedModel"):
         model(inputs()[0], Presentation("11", dt=DT, idle_time=1.0))
     bare.remove_hooks()
     model(inputs()[0], Presentation("11", dt=DT, idle_time=1.0))
@@ -403,6 +403,33 @@ def test_monitor_that_names_nothing(monitor, match):
 
 
 # -- hooks ----------------------------------------------------------------------------------------
+
+
+class HasASpare(nn.Module):
+    """A layer that is not called, and one whose hooks are passed by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(FEATURES, HIDDEN), leaky()
+        self.spare, self.bypassed = leaky(), nn.Linear(HIDDEN, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bypassed.forward(self.lif(self.fc(x))[0])
+
+
+@pytest.mark.parametrize("monitor", [["lif", "spare"], "bypassed", ("bypassed", "lif")])
+def test_a_layer_monitored_by_name_that_is_never_reached_is_refused_by_name(monitor):
+    net = HasASpare()
+    energy = EnergyLoss(monitor=monitor)
+    energy.register_hooks(net)
+    net(inputs()[0])
+    missing = "no timestep" if monitor == "bypassed" else r"'(spare|bypassed)', which the model did"
+    with pytest.raises(LossError, match=missing):
+        energy()
+    found = EnergyLoss()
+    found.register_hooks(net)
+    net(inputs()[0])
+    assert found().isfinite(), "what is monitored by default may stay unused"
 
 
 def test_hooks_are_given_back_at_the_end_of_a_block_also_after_an_error():
@@ -594,8 +621,9 @@ def test_checkpointing_changes_neither_value_nor_gradient(p, both, timed):
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("timed", [False, True])
 def test_reentrant_checkpointing_is_refused_with_the_reason(both, timed):
+    # The loss refuses it, or already the run whose readout it is.
     with pytest.raises(
-        LossError, match=r"[Rr]eentrant activation checkpointing.*use_reentrant=False"
+        (LossError, ObservationError), match=r"[Rr]eentrant activation.*use_reentrant=False"
     ):
         checkpointed_gradients(True, 1, both=both, timed=timed)
 
