@@ -135,6 +135,28 @@ def test_a_readout_by_hand_is_decoded():
     assert torch.equal(run.membrane, run.layers["lif1"].membrane)
 
 
+@pytest.mark.parametrize("name", ["explicit_states", "loop_inside", "loop_inside_batch_first"])
+def test_the_output_itself_is_decoded_where_that_is_said(name):
+    style = STYLES[name]
+    model = wrap(style.fresh().eval(), dt=DT, readout="")
+    run = model(inputs())
+    membrane, spikes = style.oracle(style.fresh().eval(), inputs())
+    first = membrane if name == "loop_inside_batch_first" else spikes
+    assert torch.equal(run.membrane, first)
+    assert (run.readout, run.spikes, run.membrane_is) == (None, None, None)
+    run.membrane.sum().backward()
+
+
+def test_an_output_that_cannot_be_decoded_cannot_be_said_to_be_the_readout():
+    net = Returns(lambda spk1, mem1, spk2, mem2, out: out.sum(-1))
+    with pytest.raises(WrapError, match=r"returned \[2\]"):
+        wrap(net, dt=DT, readout="")(inputs())
+
+
+def test_a_bare_layer_is_named_by_nothing_too():
+    assert wrap(leaky(init_hidden=True), dt=DT, readout="")(inputs()).readout == ""
+
+
 def test_the_output_of_a_recurrent_readout_is_decoded():
     model = wrap(GruStep(), dt=DT, readout="gru")
     assert model(inputs()).membrane.shape == (T, B, HIDDEN)

@@ -26,6 +26,7 @@ from models import (
     sequential_state_lifted,
     sequential_state_of_cells,
 )
+from snntorch import functional
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +37,7 @@ from dynvision_snn.errors import (
     TimingError,
     WrapError,
 )
+from dynvision_snn.readout import UNDECIDED, decode
 
 every_style = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES.keys())
 T, B = 8, 3
@@ -346,6 +348,97 @@ def test_record_states_is_put_back_when_a_run_fails():
     assert not net[2].record_states
     assert not net[4].record_states
     assert not net[2]._forward_hooks
+
+
+# -- readouts -------------------------------------------------------------------------------------
+
+
+def population(n_units: int = 12, **options: Any) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(FEATURES, HIDDEN),
+            leaky(init_hidden=True),
+            nn.Linear(HIDDEN, n_units),
+            leaky(init_hidden=True, output=True, **options),
+        )
+
+
+def test_a_population_code_is_the_mean_membrane_and_summed_spikes_of_each_class():
+    run = wrap(population(), dt=DT, n_classes=3)(inputs(), record=["3"])
+    plain = wrap(population(), dt=DT)(inputs())
+    assert torch.equal(run.layers["3"].membrane, plain.membrane)
+    assert torch.equal(run.layers["3"].spikes, plain.spikes)
+    for index in range(3):
+        units = slice(4 * index, 4 * index + 4)
+        torch.testing.assert_close(run.membrane[..., index], plain.membrane[..., units].mean(-1))
+        assert torch.equal(run.spikes[..., index], plain.spikes[..., units].sum(-1))
+    assert plain.spikes.any()
+    # The groups are snnTorch's own: its loss decodes the same counts.
+    loss = functional.mse_count_loss(1, 0, population_code=True, num_classes=3)
+    counts = loss._population_code(plain.spikes, 3, 12)
+    assert torch.equal(counts, run.spikes.sum(0))
+    run.membrane.square().mean().backward()
+
+
+def test_the_output_of_a_model_may_be_a_population_code():
+    net = nn.Sequential(nn.Linear(FEATURES, HIDDEN), leaky(init_hidden=True), nn.Linear(HIDDEN, 6))
+    run, plain = (wrap(net, dt=DT, n_classes=n)(inputs()) for n in (3, None))
+    torch.testing.assert_close(run.membrane[..., 1], plain.membrane[..., 2:4].mean(-1))
+    assert run.spikes is None
+
+
+def test_a_population_that_is_no_equal_groups_is_refused():
+    with pytest.raises(WrapError, match=r"12 units, which are no equal groups for n_classes=5"):
+        wrap(population(), dt=DT, n_classes=5)(inputs())
+
+
+@pytest.mark.parametrize("n_classes", [1, 0, -2])
+def test_fewer_than_two_classes_are_refused(n_classes):
+    with pytest.raises(WrapError, match="at least 2 classes"):
+        wrap(population(), dt=DT, n_classes=n_classes)
+
+
+def test_a_readout_that_never_fires_is_decoded_by_its_membrane():
+    net, twin = population(CLASSES, threshold=1e9), population(CLASSES, threshold=1e9)
+    run = wrap(net, dt=DT)(inputs())
+    membrane, _ = loop_init_hidden(twin, inputs())
+    assert run.readout == "3"
+    assert torch.equal(run.membrane, membrane)
+    assert torch.equal(run.spikes, torch.zeros(T, B, CLASSES))
+    assert torch.equal(decode(run.membrane), membrane.argmax(-1))
+
+
+def test_a_silent_network_without_bias_has_no_answer():
+    net = population(CLASSES)
+    net[1].threshold.fill_(1e9)
+    nn.init.zeros_(net[2].bias)
+    run = wrap(net, dt=DT)(inputs())
+    assert run.readout == "3"
+    assert not run.membrane.any()
+    assert (decode(run.membrane) == UNDECIDED).all()
+
+
+class Ensemble(nn.Module):
+    """Wrapped models inside a model of the user's own."""
+
+    def __init__(self, *models: TimedModel) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([model(x).membrane for model in self.models]).mean(0)
+
+
+def test_models_inside_another_do_not_meet():
+    one, other = (wrap(STYLES["explicit_states"].fresh(seed), dt=DT) for seed in (0, 1))
+    alone = (one(inputs()).membrane + other(inputs()).membrane) / 2
+    whole = Ensemble(one, other)
+    for twin in (whole, copy.deepcopy(whole)):
+        torch.testing.assert_close(twin(inputs()), alone)
+        torch.testing.assert_close(twin(inputs()), alone)
+    whole(inputs()).sum().backward()
+    assert all(p.grad is not None for p in one.parameters())
 
 
 # -- recording ------------------------------------------------------------------------------------

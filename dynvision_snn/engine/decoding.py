@@ -35,7 +35,7 @@ def choose_readout(
         yielded: by layer, the values that would identify it: spikes and membranes, laid out as the
             outputs.
         leading: the sizes of the axes before the classes, ``(B,)`` or ``(T, B)``.
-        by_hand: the readout that the user named.
+        by_hand: the readout that the user named; ``""``, the model itself, for its output.
 
     Raises:
         WrapError: if the output is a layer's, but not the last one's; if it is no layer's and has
@@ -46,7 +46,9 @@ def choose_readout(
         for name in reached(seen)
         if (layer := seen[name].layer) is not None and layer.spikes_or_integrates
     ]
-    if by_hand is not None:
+    decodable = bool(outputs) and _is_decodable(outputs[0], leading)
+    is_output = by_hand == "" and not _is_layer(seen, by_hand)
+    if by_hand is not None and not is_output:
         return _readout_by_hand(seen, by_hand)
     owners = [
         [
@@ -57,8 +59,7 @@ def choose_readout(
         for output in outputs
     ]
     matching = [name for name in candidates if any(name in names for names in owners)]
-    decodable = bool(outputs) and _is_decodable(outputs[0], leading)
-    if not matching or (decodable and not owners[0]):
+    if is_output or not matching or (decodable and not owners[0]):
         if not decodable:
             raise _not_decodable(net, outputs, leading, seen)
         return None
@@ -74,6 +75,10 @@ def choose_readout(
 def reached(seen: Mapping[str, Seen]) -> tuple[str, ...]:
     """Neuron layers in the order in which they were first called."""
     return tuple(name for name, item in seen.items() if item.layer is not None)
+
+
+def _is_layer(seen: Mapping[str, Seen], name: str) -> bool:
+    return name in seen and seen[name].layer is not None
 
 
 def _readout_by_hand(seen: Mapping[str, Seen], name: str) -> str:
