@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from dynvision_snn.errors import ComparisonError
 from dynvision_snn.report.figure import (
     QUIET,
+    RULE_MARKERS,
     WIDTH,
     ModelStyle,
-    add_legend,
-    add_note,
     finish,
     model_styles,
     new_figure,
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["accuracy_by_energy_spent"]
 
-_RULE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 Point = tuple[float, float]
 
 
@@ -43,8 +41,9 @@ def accuracy_by_energy_spent(
 
     Args:
         curves: Energy in J and accuracy (0 to 1) at each timestep from the onset, by model.
-        rules: Mean energy at the decision and accuracy of decisions, by rule, by model. They may
-            lie off the curve: each sample decides at its own time.
+        rules: Mean energy at the decision and accuracy of decisions, by rule, by model; rules in
+            the order of the first model, of which marks follow. They may lie off the curve: each
+            sample decides at its own time.
         title: Shown above.
         note: Shown below: the source and basis of the joules.
         styles: From `model_styles`, where the models are only some of a comparison's.
@@ -66,7 +65,7 @@ def accuracy_by_energy_spent(
     every = [energy for curve in curves.values() for energy, _ in curve]
     every += [e for points in operating.values() for e, _ in points.values() if math.isfinite(e)]
     factor, prefix = scale(every)
-    figure, (axes,) = new_figure(4.0 + 0.1 * len(curves), width)
+    figure, (axes,) = new_figure(3.6, width)
     if spans_decades(every):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -102,7 +101,7 @@ def accuracy_by_energy_spent(
             color=QUIET,
             markerfacecolor="white",
             linestyle="none",
-            label=f"decides by {rule}",
+            label=shown_name(rule),
         )
         for rule in kinds
     ]
@@ -111,11 +110,9 @@ def accuracy_by_energy_spent(
         ylabel="accuracy (%)",
         ylim=(0, 104),
     )
-    add_legend(figure, handles)
-    add_note(figure, note)
-    finish(figure, title)
+    finish(figure, title, handles, note)
     return figure
 
 
 def _marker(kinds: Sequence[str], rule: str) -> str:
-    return _RULE_MARKERS[kinds.index(rule) % len(_RULE_MARKERS)]
+    return RULE_MARKERS[kinds.index(rule) % len(RULE_MARKERS)]

@@ -31,10 +31,9 @@ __all__ = [
     "INK",
     "NARROW",
     "QUIET",
+    "RULE_MARKERS",
     "WIDTH",
     "ModelStyle",
-    "add_legend",
-    "add_note",
     "finish",
     "model_styles",
     "new_figure",
@@ -55,6 +54,8 @@ INK, QUIET, SHADE, HATCH = "#222222", "#6b6b6b", "#ebebeb", "#b5b5b5"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+RULE_MARKERS = ("v", "o", "s", "^", "D", "P", "X", "*")
+"""Of decision rules, by their order; the first is the settling time's."""
 _DPI = 200
 _CHARACTERS = 105 / WIDTH  # of a note or legend in one inch
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
@@ -132,17 +133,47 @@ def new_figure(height: float, width: float = WIDTH, rows: Sequence[float] = (1.0
     return figure, list(panels.flat)
 
 
-def finish(figure: Figure, title: str) -> None:
-    """Labels, title, and every text as it is: a name with two dollar signs is no formula."""
+def finish(figure: Figure, title: str, handles: Sequence[Any] = (), note: str = "") -> None:
+    """Title above; legend and note below, where the figure grows by their height.
+
+    Every text is shown as it is: a name with two dollar signs is no formula.
+
+    Args:
+        figure: From `new_figure`.
+        title: Shown above, if any.
+        handles: For the legend, in as many columns as fit.
+        note: Small text at the very bottom: sources, basis, caveats.
+    """
     from matplotlib.text import Text
 
+    width, height = figure.get_size_inches()
     for axes in figure.axes:
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set(color=INK, fontsize=10)
     if title:
-        inches = figure.get_size_inches()[0]
-        wrapped = textwrap.fill(title, max(20, int(0.72 * inches * _CHARACTERS)))
+        wrapped = textwrap.fill(title, max(20, int(0.72 * width * _CHARACTERS)))
         figure.axes[0].set_title(wrapped, loc="left", fontsize=11, color=INK, fontweight="bold")
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = max(1, min(5, int(width * _CHARACTERS) // (longest + 6)))
+    columns = min(columns, max(1, len(handles)))
+    lines = textwrap.wrap(note, int(width * _CHARACTERS * 1.15))
+    noted = 0.13 * len(lines) + 0.05
+    below = noted + 0.2 * math.ceil(len(handles) / columns) + 0.04
+    total = height + below
+    figure.set_size_inches(width, total)
+    figure.get_layout_engine().set(rect=(0, below / total, 1, 1 - below / total))  # type: ignore[union-attr, call-arg]
+    figure.text(
+        0.06 / width, 0.04 / total, "\n".join(lines), va="bottom", fontsize=7.5, color=QUIET
+    )
+    if handles:
+        figure.legend(
+            handles=list(handles),
+            loc="lower center",
+            bbox_to_anchor=(0.5, noted / total),
+            borderaxespad=0,
+            ncols=columns,
+            **_LEGEND,
+        )
     for text in figure.findobj(Text):
         text.set_parse_math(False)
 
@@ -150,22 +181,6 @@ def finish(figure: Figure, title: str) -> None:
 def shown_name(name: str) -> str:
     """A model's name for a legend, which would leave out names that begin with ``_``."""
     return f" {name}" if name.startswith("_") else name
-
-
-def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """One legend below everything, in as many columns as fit."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    inches = figure.get_size_inches()[0]
-    columns = max(1, min(5, int(inches * _CHARACTERS) // (longest + 6)))
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, **_LEGEND)
-
-
-def add_note(figure: Figure, note: str) -> None:
-    """Small text at the very bottom: sources, basis, caveats."""
-    if note:
-        inches = figure.get_size_inches()[0]
-        wrapped = textwrap.fill(note, int(inches * _CHARACTERS))
-        figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=7.5, color=QUIET)
 
 
 def shade(

@@ -7,15 +7,42 @@ An error on the way leaves the place as it was.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dynvision_snn.errors import OutputError
 
-__all__ = ["check_free", "write_text", "writing_file", "writing_folder"]
+__all__ = ["check_free", "file_names", "write_text", "writing_file", "writing_folder"]
+
+_LONGEST_NAME = 48
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A part of a file's name for each name, legal on every system, no two alike.
+
+    Letters and digits of ASCII, ``-``, ``_`` and inner dots remain; two that would be the same
+    where upper and lower case are not told apart get a number.
+
+    >>> file_names(["Norse", "a/b: c", "../norse", "con"])
+    {'Norse': 'Norse', 'a/b: c': 'a-b-c', '../norse': 'norse-2', 'con': 'con-'}
+    """
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        base = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:_LONGEST_NAME].strip("-.") or "model"
+        base = f"{base}-" if _RESERVED.match(base) else base
+        number, unique = 1, base
+        while unique.lower() in taken:
+            number += 1
+            unique = f"{base}-{number}"
+        taken.add(unique.lower())
+        found[name] = unique
+    return found
 
 
 def check_free(path: str | Path, *, force: bool = False) -> Path:

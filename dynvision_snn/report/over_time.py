@@ -10,8 +10,6 @@ from dynvision_snn.errors import ComparisonError
 from dynvision_snn.report.figure import (
     WIDTH,
     ModelStyle,
-    add_legend,
-    add_note,
     finish,
     model_styles,
     new_figure,
@@ -69,7 +67,7 @@ def energy_and_accuracy_over_time(
         )
     length = n_timesteps.pop()
     styles = styles or model_styles(energies)
-    figure, (above, below) = new_figure(4.9 + 0.1 * len(energies), width, rows=(1.0, 1.0))
+    figure, (above, below) = new_figure(4.4, width, rows=(1.0, 1.0))
     idle = max(len(curve) for curve in energies.values()) - length
     begin, end = -idle * dt, length * dt
     intervals, stimuli = list(intervals), list(stimuli)
@@ -100,7 +98,5 @@ def energy_and_accuracy_over_time(
         below.yaxis.set_major_formatter("{x:g}")
     else:
         below.set_ylim(bottom=0)
-    add_legend(figure, [*lines[::2], *shades[0]])
-    add_note(figure, note)
-    finish(figure, title)
+    finish(figure, title, [*lines[::2], *shades[0]], note)
     return figure

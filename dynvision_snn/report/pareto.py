@@ -12,8 +12,6 @@ from dynvision_snn.report.figure import (
     QUIET,
     WIDTH,
     ModelStyle,
-    add_legend,
-    add_note,
     finish,
     new_figure,
     shown_name,
@@ -90,7 +88,7 @@ def accuracy_against_energy(
     on_front = dict(zip(shown, pareto_front(list(shown.values())), strict=True))
     energies = [value for value, _ in shown.values()]
     factor, prefix = scale(energies)
-    figure, (axes,) = new_figure(3.8, width)
+    figure, (axes,) = new_figure(3.4, width)
     if spans_decades(energies) and min(energies) > 0:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -102,7 +100,7 @@ def accuracy_against_energy(
         linewidth=1.2,
         drawstyle="steps-post",
         zorder=1,
-        label="Pareto front (filled): no other has both less energy and more accuracy",
+        label="Pareto front (filled marks)",
     )
     for name, (value, share) in shown.items():
         style = (styles or {}).get(name, _PLAIN)
@@ -129,7 +127,6 @@ def accuracy_against_energy(
         )
     axes.set(xlabel=f"{energy} ({prefix}{unit})", ylabel="accuracy (%)")
     axes.margins(x=0.2, y=0.25)
-    add_legend(figure, [line])
-    add_note(figure, note)
-    finish(figure, title)
+    axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+    finish(figure, title, [line], note)
     return figure

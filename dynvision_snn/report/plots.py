@@ -12,8 +12,6 @@ from dynvision_snn.report.figure import (
     QUIET,
     WIDTH,
     ModelStyle,
-    add_legend,
-    add_note,
     finish,
     model_styles,
     new_figure,
@@ -71,7 +69,7 @@ def accuracy_over_time(
         )
     styles = styles or model_styles(curves)
     n_timesteps = next(iter(lengths.values()))
-    figure, (axes,) = new_figure(3.5 + 0.1 * len(curves), width)
+    figure, (axes,) = new_figure(3.3, width)
     shades = shade(axes, list(intervals), list(stimuli), 0.0, n_timesteps * dt)
     edges = [t * dt for t in range(n_timesteps + 1)]
     lines = []
@@ -100,8 +98,7 @@ def accuracy_over_time(
             color=QUIET,
         )
     axes.set(xlim=(0, n_timesteps * dt), ylim=(0, 102), xlabel="time (ms)", ylabel="accuracy (%)")
-    add_legend(figure, [*lines, *shades])
-    finish(figure, title)
+    finish(figure, title, [*lines, *shades])
     return figure
 
 
@@ -146,7 +143,7 @@ def energy_by_layer(
     parts = list(dict.fromkeys(part for stack in bars.values() for part in stack))
     totals = [sum(amount or 0.0 for amount in stack.values()) for stack in bars.values()]
     factor, prefix = scale(totals)
-    figure, (axes,) = new_figure(1.2 + 0.27 * (len(bars) + 1.1 * len(models)), width)
+    figure, (axes,) = new_figure(0.9 + 0.27 * (len(bars) + 1.1 * len(models)), width)
     ticks, y = {}, 0.0
     for model in models:
         own = {layer: stack for (name, layer), stack in bars.items() if name == model}
@@ -175,10 +172,7 @@ def energy_by_layer(
         xlabel=f"{quantity} ({prefix}{unit})" if prefix + unit else quantity,
     )
     axes.set_ylabel("layer")
-    if parts != [""]:
-        add_legend(figure, _swatches(parts))
-    add_note(figure, note)
-    finish(figure, title)
+    finish(figure, title, _swatches(parts) if parts != [""] else (), note)
     return figure
 
 

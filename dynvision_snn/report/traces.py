@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 from dynvision_snn.errors import ComparisonError
 from dynvision_snn.report.figure import (
@@ -11,8 +12,8 @@ from dynvision_snn.report.figure import (
     HATCH,
     INK,
     QUIET,
+    RULE_MARKERS,
     WIDTH,
-    add_legend,
     finish,
     new_figure,
     shade,
@@ -59,7 +60,7 @@ def spike_raster(
     if not layers:
         raise ComparisonError("there is no spiking layer to draw; expected at least one.")
     heights = [max(0.35, min(2.6, 0.018 * units)) for units, _ in layers.values()]
-    figure, panels = new_figure(1.1 + sum(heights) + 0.15 * len(heights), width, heights)
+    figure, panels = new_figure(0.85 + sum(heights) + 0.15 * len(heights), width, heights)
     intervals, stimuli = list(intervals), list(stimuli)
     shades = []
     for axes, height, (name, (units, spikes)) in zip(panels, heights, layers.items(), strict=True):
@@ -79,9 +80,7 @@ def spike_raster(
         axes.set_ylabel(f"{name or '(model)'}\nunit")
         axes.set_yticks(sorted({0, units - 1}))
     panels[-1].set_xlabel("time (ms)")
-    if shades:
-        add_legend(figure, shades)
-    finish(figure, title)
+    finish(figure, title, shades)
     return figure
 
 
@@ -91,7 +90,7 @@ def membrane_traces(
     dt: float,
     answers: Iterable[int] = (),
     onsets: Iterable[float] = (),
-    decisions: Mapping[str, Sequence[float]] | None = None,
+    decisions: Mapping[str, Sequence[int]] | None = None,
     intervals: Iterable[Interval] = (),
     stimuli: Iterable[tuple[float, float, int]] = (),
     title: str = "",
@@ -106,7 +105,7 @@ def membrane_traces(
         dt: Length of one timestep in ms.
         answers: The right classes, drawn in colour.
         onsets: When stimuli begin, in ms: marked on the axis.
-        decisions: By rule (or ``"settling"``), when it decided, in ms from the start.
+        decisions: By rule (or ``"settling"``), the timesteps at which it decided.
         intervals: As ``Presentation.intervals()``.
         stimuli: As ``Presentation.stimulus_intervals()``.
         title: Shown above.
@@ -125,10 +124,10 @@ def membrane_traces(
         raise ComparisonError("there is no timestep to draw; expected at least one.")
     end = len(membrane) * dt
     right = set(answers)
-    figure, (axes,) = new_figure(3.7, width)
+    figure, (axes,) = new_figure(3.2, width)
     shades = shade(axes, list(intervals), list(stimuli), 0.0, end)
     edges = [step * dt for step in range(len(membrane) + 1)]
-    handles = []
+    handles: list[Any] = []
     for index in range(len(membrane[0])):
         values = [row[index] for row in membrane]
         (line,) = axes.plot(
@@ -153,12 +152,10 @@ def membrane_traces(
             fontsize=8,
             color=INK,
         )
-    markers = ("o", "s", "^", "D", "v", "P", "X", "*")
-    for marker, (rule, times) in zip(markers * 9, (decisions or {}).items(), strict=False):
-        tops = [max(membrane[min(int(time / dt + 1e-6), len(membrane) - 1)]) for time in times]
+    for marker, (rule, steps) in zip(cycle(RULE_MARKERS), (decisions or {}).items(), strict=False):
         handles += axes.plot(
-            times,
-            tops,
+            [(step + 0.5) * dt for step in steps],
+            [max(membrane[step]) for step in steps],
             marker=marker,
             markersize=7.5,
             markerfacecolor="white",
@@ -169,6 +166,5 @@ def membrane_traces(
         )
     axes.axhline(0, color=QUIET, linewidth=0.6, zorder=0.8)
     axes.set(xlim=(0, end), xlabel="time (ms)", ylabel=quantity)
-    add_legend(figure, [*handles, *shades])
-    finish(figure, title)
+    finish(figure, title, [*handles, *shades])
     return figure

@@ -1,0 +1,84 @@
+"""Saved comparisons, read back; and every output made again from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dynvision_snn.comparison.comparison import Comparison
+from dynvision_snn.comparison.saving import JSON_NAME, write_derived
+from dynvision_snn.errors import ComparisonError
+from dynvision_snn.report.files import check_free, writing_folder
+
+__all__ = ["load", "rebuild", "saved_in"]
+
+
+def load(path: str | Path) -> Comparison:
+    """A comparison that was saved.
+
+    Args:
+        path: a JSON file, or a folder that holds one.
+
+    Raises:
+        ComparisonError: if there is none, it is truncated or was changed, or has another schema.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = saved_in(path)
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise ComparisonError(f"{path} holds several comparisons, {names}; name one of them.")
+        path = found[0]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ComparisonError(f"{path} cannot be read: {error}.") from error
+    except ValueError as error:
+        raise ComparisonError(
+            f"{path} is no JSON, or was cut off: {error}. Run the comparison again."
+        ) from error
+    try:
+        return Comparison.from_dict(content)
+    except ComparisonError as error:
+        raise ComparisonError(f"{path}: {error}") from error
+
+
+def rebuild(folder: str | Path, out: str | Path | None = None, *, force: bool = False) -> Path:
+    """Makes every table, figure and report again, from the numbers in a folder alone.
+
+    Args:
+        folder: holds one or several saved comparisons.
+        out: another folder for what is made; by default the same, where files of the same names
+            are replaced and nothing else is touched.
+        force: whether files in another folder may be replaced.
+
+    Returns:
+        The folder with what was made.
+
+    Raises:
+        ComparisonError: if there is no comparison, or one cannot be read.
+        OutputError: if `out` exists and `force` is not set, or it cannot be written.
+    """
+    comparisons = [load(file) for file in saved_in(Path(folder))]
+    place = Path(folder if out is None else out)
+    force = force or out is None
+    check_free(place, force=force)
+    with writing_folder(place, force=force) as hidden:
+        for comparison in comparisons:
+            write_derived(comparison, hidden)
+    return place
+
+
+def saved_in(folder: Path) -> list[Path]:
+    """Files of comparisons in a folder.
+
+    Raises:
+        ComparisonError: if there is none.
+    """
+    found = sorted(folder.glob(f"*{JSON_NAME}")) if folder.is_dir() else []
+    if not found:
+        raise ComparisonError(
+            f"{folder} holds no saved comparison; expected a file whose name ends in {JSON_NAME}, "
+            "as dynvision-snn compare writes it."
+        )
+    return found

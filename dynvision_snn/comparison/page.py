@@ -1,0 +1,102 @@
+"""A comparison as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from dynvision_snn.comparison import drawing, telling
+from dynvision_snn.report.figure import NARROW, to_svg
+from dynvision_snn.report.page import Picture, Section, render
+from dynvision_snn.report.tables import Column, lay_out
+
+if TYPE_CHECKING:
+    from dynvision_snn.comparison.comparison import Comparison
+
+__all__ = ["page"]
+
+_BY_SAMPLE = ("membrane", "raster")
+
+
+def page(comparison: Comparison, figures: Mapping[str, drawing.Drawn]) -> str:
+    """The report as HTML: tables, figures, layers, sources and the environment.
+
+    Args:
+        comparison: what is reported.
+        figures: its figures for wide screens, from `drawing.figures`.
+    """
+    first, *others = telling.tables(comparison)
+    named = f"{comparison.name}: " if comparison.name else ""
+    title = f"{named}{', '.join(comparison.runs)}"
+    run = next(iter(comparison.runs.values()))[0]
+    lead = [f"{run.n_samples} samples, each {run.presentation.describe()}."]
+    general = [t for t in others if t.key == "ratios"]
+    detailed = [t for t in others if t.key != "ratios"]
+    pictures = dict(_pictures(comparison, figures))
+    sections = [
+        Section("Comparison", tables=[first.grid]),
+        *(Section(table.title, tables=[table.grid]) for table in general),
+        Section(
+            "Figures",
+            pictures=[p for name, p in pictures.items() if not name.startswith(_BY_SAMPLE)],
+        ),
+        *(Section(table.title, tables=[table.grid]) for table in detailed),
+        Section(
+            "One sample",
+            pictures=[p for name, p in pictures.items() if name.startswith(_BY_SAMPLE)],
+        ),
+        *_layers(comparison),
+        _environments(comparison),
+    ]
+    return render(title, lead, comparison.differences, sections)
+
+
+def _pictures(
+    comparison: Comparison, wide: Mapping[str, drawing.Drawn]
+) -> Iterator[tuple[str, Picture]]:
+    narrow = drawing.figures(comparison, NARROW)
+    for number, (name, drawn) in enumerate(wide.items()):
+        yield (
+            name,
+            Picture(
+                to_svg(drawn.figure, f"w{number}"),
+                to_svg(narrow[name].figure, f"n{number}"),
+                drawn.caption,
+            ),
+        )
+
+
+def _layers(comparison: Comparison) -> Iterator[Section]:
+    for name, runs in comparison.runs.items():
+        budget = runs[0].budget
+        columns = [
+            Column("name", "layer"),
+            Column("kind", "class"),
+            Column("neurons", "neurons"),
+            Column("synapses", "synapses"),
+            Column("spikes", "spikes"),
+            Column("firing_rate", "rate", "Hz", decimals=1),
+            Column("synops_ac", "ACs", decimals=0),
+            Column("synops_mac", "MACs", decimals=0),
+            Column("synops_dense", "dense SynOps", decimals=0),
+            Column("neuron_updates", "neuron updates", decimals=0),
+        ]
+        rows = [
+            {column.key: getattr(layer, column.key) for column in columns}
+            for layer in (*budget.layers, budget.total)
+        ]
+        notes = [f"Not counted: {layer} ({why})." for layer, why in budget.uncounted.items()]
+        if len(runs) > 1:
+            notes.append(f"Of the first of {len(runs)} runs.")
+        grid = lay_out(rows, columns, notes=["Counts per sample.", *notes])
+        yield Section(f"Layers of {name}", tables=[grid], folded=True)
+
+
+def _environments(comparison: Comparison) -> Section:
+    rows = [
+        {"model": name, "data": str(runs[0].data), **runs[0].environment}
+        for name, runs in comparison.runs.items()
+    ]
+    columns = [Column(key, key) for key in dict.fromkeys(key for row in rows for key in row)]
+    grid = lay_out(rows, columns).transposed()
+    return Section("Where the numbers are from", tables=[grid], folded=True)
