@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from dynvision_snn.adapters import integration_problems
 from dynvision_snn.engine.feeding import Feeding, Signal
 from dynvision_snn.engine.scaling import Scaling
 from dynvision_snn.errors import DynvisionError, TimingError, TimingWarning
 from dynvision_snn.model import TimedModel
 from dynvision_snn.observation import watchable
-from dynvision_snn.timing import check_dt, integration_problem
+from dynvision_snn.timing import check_dt
 
 __all__ = ["retime"]
 
@@ -93,7 +94,7 @@ def retime(
     feeding, output = _fed(throwaway, inputs, example)
     notes = list(Scaling(watchable(retimed), feeding, output, model.dt, new_dt).applied())
     retimed.dt = new_dt
-    notes += _integration_notes(retimed)
+    notes += integration_problems(retimed.layers(), new_dt)
     for note in dict.fromkeys(notes):
         warnings.warn(note, TimingWarning, stacklevel=2)
     return retimed
@@ -120,14 +121,6 @@ def _copied(model: TimedModel) -> TimedModel:
             f"{type(model.net).__name__} cannot be copied: {error}. Weights that are computed from "
             "others (pruned, normalised) must be made permanent first."
         ) from error
-
-
-def _integration_notes(model: TimedModel) -> Iterator[str]:
-    for layer in model.layers():
-        for constant in layer.adapter.time_constants(layer.module, model.dt):
-            problem = integration_problem(constant.tau, constant.integrator, model.dt)
-            if problem is not None:
-                yield f"layer {layer.name!r} ({constant.name}): {problem}."
 
 
 # -- what feeds what ------------------------------------------------------------------------------

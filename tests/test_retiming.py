@@ -572,7 +572,7 @@ def test_a_layer_without_reset_is_told_and_drives_as_a_value_that_lasts() -> Non
 
 def test_a_coarse_timestep_is_told() -> None:
     model = dvs.wrap(nn.Sequential(nn.Linear(4, 6), leaky()), dt=1.0)
-    with pytest.warns(TimingWarning, match=r"'1' \(membrane\): .* 2.37 timesteps of 4 ms"):
+    with pytest.warns(TimingWarning, match=r"'1' \(Leaky, membrane\): .* 2.37 timesteps of 4 ms"):
         retime(model, 4.0)
 
 

@@ -30,3 +30,6 @@ from dynvision_snn.adapters.finding import (
 from dynvision_snn.adapters.finding import (
     Layer as Layer,
 )
+from dynvision_snn.adapters.finding import (
+    integration_problems as integration_problems,
+)

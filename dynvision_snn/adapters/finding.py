@@ -12,6 +12,7 @@ from torch import nn
 
 from dynvision_snn.adapters.base import Adapter, LayerTraits, Role
 from dynvision_snn.errors import AdapterError
+from dynvision_snn.timing import integration_problem
 
 ENTRY_POINT_GROUP = "dynvision_snn.adapters"
 
@@ -142,6 +143,24 @@ def uncompiled(module: nn.Module) -> nn.Module:
     if type(module).__module__ == "torch._dynamo.eval_frame":
         return module.get_submodule("_orig_mod")
     return module
+
+
+def integration_problems(layers: Iterable[Layer], dt: float) -> Iterator[str]:
+    """What a timestep is too long for in some layers, in words; nothing where it is not.
+
+    Args:
+        layers: neuron layers, with the time constants that they have at `dt`.
+        dt: length of a timestep in ms.
+
+    Raises:
+        TimingError: if `dt` is not a legal dt.
+    """
+    for layer in layers:
+        for constant in layer.adapter.time_constants(layer.module, dt):
+            problem = integration_problem(constant.tau, constant.integrator, dt)
+            if problem is not None:
+                kind = type(layer.module).__name__
+                yield f"layer {layer.name!r} ({kind}, {constant.name}): {problem}."
 
 
 def _own_classes(module: nn.Module) -> list[type]:
