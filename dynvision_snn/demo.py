@@ -9,16 +9,16 @@ plain models of their libraries, which know nothing of it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from dynvision_snn.comparison import Comparison, compare
+from dynvision_snn.comparison import DEFAULT_PROFILES, Comparison, compare
 from dynvision_snn.data import load_digits
 from dynvision_snn.errors import ConfigError, MissingExtraError
 from dynvision_snn.losses import build_criterion
@@ -46,6 +46,7 @@ class DemoSettings:
         batch_size: images per training step.
         learning_rate: of Adam, falling to 0 along a cosine.
         seed: of weights and of the order of images.
+        runs: how often each model is trained, with `seed` and the seeds after it.
     """
 
     pattern: str = "0111111100"
@@ -57,10 +58,12 @@ class DemoSettings:
     batch_size: int = 64
     learning_rate: float = 5e-3
     seed: int = 0
+    runs: int = 1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConfigError(f"epochs is {self.epochs}; expected at least 1.")
+        for name, value in (("epochs", self.epochs), ("runs", self.runs)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; expected at least 1.")
 
     def presentation(self) -> Presentation:
         """The schedule that all models share."""
@@ -120,10 +123,13 @@ class GRUClassifier(nn.Module):
         return self.readout(state), state
 
 
+NON_SPIKING = "GRU"
+"""The comparison's own model that does not spike."""
+
 BUILDERS: Mapping[str, Callable[[float], nn.Module]] = {
     "snnTorch": snntorch_model,
     "Norse": norse_model,
-    "GRU": lambda dt: GRUClassifier(),
+    NON_SPIKING: lambda dt: GRUClassifier(),
 }
 """The comparison's own models by name; each is built for a dt in ms."""
 
@@ -132,6 +138,8 @@ def run_demo(
     builders: Mapping[str, Callable[[float], Any]],
     settings: DemoSettings,
     *,
+    profiles: Sequence[str] = DEFAULT_PROFILES,
+    baseline: str | None = None,
     on_epoch: Callable[[str, Epoch], None] | None = None,
     progress: bool | None = None,
 ) -> Comparison:
@@ -142,6 +150,9 @@ def run_demo(
     Args:
         builders: from a dt in ms to a model, by name.
         settings: the presentation and the training.
+        profiles: hardware profiles that energies are shown for.
+        baseline: the model that ratios and break-even are against; by default the GRU, if it is
+            there.
         on_epoch: told of every epoch of every model.
         progress: whether a progress bar is shown; by default on a terminal.
 
@@ -149,36 +160,59 @@ def run_demo(
         WrapError: for a model that cannot be run; the message says why.
         MissingExtraError: if scikit-learn or a model's library is not installed.
     """
-    presentation = settings.presentation()
     training_set, test_set = load_digits()
-    models: dict[str, TimedModel] = {}
+    models: dict[str, list[TimedModel]] = {}
     for name, build in builders.items():
-        torch.manual_seed(settings.seed)
-        net = build(settings.dt)
-        model = net if isinstance(net, TimedModel) else wrap(net, dt=settings.dt)
-        loader = DataLoader(
-            training_set,
-            settings.batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(settings.seed),
+        for seed in range(settings.seed, settings.seed + settings.runs):
+            called = name if settings.runs == 1 else f"{name}, seed {seed}"
+            report = None if on_epoch is None else partial(on_epoch, called)
+            trained = _trained(build, settings, seed, training_set, report)
+            models.setdefault(name, []).append(trained)
+    if baseline is None and NON_SPIKING in models:
+        baseline = NON_SPIKING
+    return compare(
+        models,
+        DataLoader(test_set, 364),
+        settings.presentation(),
+        profiles=profiles,
+        baseline=baseline,
+        name="digits",
+        progress=progress,
+    )
+
+
+def _trained(
+    build: Callable[[float], Any],
+    settings: DemoSettings,
+    seed: int,
+    training_set: Dataset[Any],
+    on_epoch: Callable[[Epoch], None] | None,
+) -> TimedModel:
+    torch.manual_seed(seed)
+    net = build(settings.dt)
+    model = net if isinstance(net, TimedModel) else wrap(net, dt=settings.dt)
+    loader = DataLoader(
+        training_set,
+        settings.batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    with build_criterion(
+        [
+            {"name": "cross_entropy_loss", "weight": 1.0},
+            {"name": "energy_loss", "weight": settings.energy_weight},
+        ],
+        model=model,
+    ) as criterion:
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+        fit(
+            model,
+            loader,
+            settings.presentation(),
+            criterion,
+            optimizer,
+            epochs=settings.epochs,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs),
+            on_epoch=on_epoch,
         )
-        with build_criterion(
-            [
-                {"name": "cross_entropy_loss", "weight": 1.0},
-                {"name": "energy_loss", "weight": settings.energy_weight},
-            ],
-            model=model,
-        ) as criterion:
-            optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-            fit(
-                model,
-                loader,
-                presentation,
-                criterion,
-                optimizer,
-                epochs=settings.epochs,
-                scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs),
-                on_epoch=None if on_epoch is None else partial(on_epoch, name),
-            )
-        models[name] = model
-    return compare(models, DataLoader(test_set, 364), presentation, progress=progress)
+    return model

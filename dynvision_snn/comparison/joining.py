@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dynvision_snn.comparison.comparison import Comparison
 from dynvision_snn.energy import HardwareProfile
+from dynvision_snn.energy.budget import ProfileLike
 from dynvision_snn.errors import ComparisonError
 from dynvision_snn.simulation import Simulation
 
@@ -16,19 +17,21 @@ def join(
     comparisons: Mapping[str, Comparison],
     *,
     pool: bool = False,
+    profiles: Sequence[ProfileLike] | None = None,
     baseline: str | None = None,
     name: str = "",
 ) -> Comparison:
     """One comparison of all models of several.
 
-    What differs in data, presentation or package version is said above its tables. Energies are
-    told for the profiles that all have, by the figures that they were saved with.
+    What differs in data, presentation or package version is said above its tables.
 
     Args:
         comparisons: by what tells them apart, such as the file that each is from. Models of one
             name are told apart by it.
         pool: whether models of one name are runs of one model instead (other seeds), told as mean
             and standard deviation.
+        profiles: hardware profiles that energies are shown for; by default those that all
+            comparisons have, by the figures that they were saved with.
         baseline: the model that ratios are against; by default the one that the comparisons agree
             on, if they do.
         name: what files are called by.
@@ -46,7 +49,9 @@ def join(
             apart = not pool and names.count(model) > 1
             called = f"{model} ({label})" if apart else model
             runs.setdefault(called, []).extend(simulations)
-    profiles, remarks = _shared_profiles(comparisons)
+    remarks: list[str] = []
+    if profiles is None:
+        profiles, remarks = _shared_profiles(comparisons)
     for comparison in comparisons.values():
         remarks += [remark for remark in comparison.remarks if remark not in remarks]
     agreed = {comparison.baseline for comparison in comparisons.values()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from dynvision_snn.comparison.comparison import Comparison
@@ -10,7 +11,7 @@ from dynvision_snn.comparison.saving import JSON_NAME, write_derived
 from dynvision_snn.errors import ComparisonError
 from dynvision_snn.report.files import check_free, writing_folder
 
-__all__ = ["load", "rebuild", "saved_in"]
+__all__ = ["load", "load_all", "rebuild", "saved_in"]
 
 
 def load(path: str | Path) -> Comparison:
@@ -41,6 +42,22 @@ def load(path: str | Path) -> Comparison:
         return Comparison.from_dict(content)
     except ComparisonError as error:
         raise ComparisonError(f"{path}: {error}") from error
+
+
+def load_all(paths: Sequence[str | Path]) -> dict[str, Comparison]:
+    """Several saved comparisons, by the shortest ends of their paths that tell them apart.
+
+    Raises:
+        ComparisonError: as `load`; or if a path is given twice.
+    """
+    parts = [Path(path).absolute().with_suffix("").parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise ComparisonError("a saved comparison is named twice; expected each once.")
+    for length in range(1, 1 + max(map(len, parts), default=0)):
+        labels = ["/".join(each[-length:]) for each in parts]
+        if len(set(labels)) == len(labels):
+            return {label: load(path) for label, path in zip(labels, paths, strict=True)}
+    raise ComparisonError("there is nothing to read; expected at least one path.")
 
 
 def rebuild(folder: str | Path, out: str | Path | None = None, *, force: bool = False) -> Path:

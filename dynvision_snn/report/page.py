@@ -67,15 +67,14 @@ def render(
     """
     try:
         from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
     except ImportError as error:
         raise MissingExtraError("jinja2", "report", "A report in HTML") from error
     source = resources.files("dynvision_snn.report").joinpath("page.html.jinja").read_text("utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["table"] = lambda grid: Markup(to_html(grid))
-    environment.filters["drawn"] = Markup
+    # What `to_html` and `to_svg` give is markup; all else is text, and escaped.
+    environment.filters["table"] = to_html
     return environment.from_string(source).render(
         title=title, lead=lead, warnings=warnings, sections=sections
     )
