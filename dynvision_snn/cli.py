@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from dynvision_snn.errors import ConfigError, DynvisionError, MissingExtraError
 
@@ -15,13 +17,17 @@ except ImportError as error:
 
 import torch
 
+from dynvision_snn.comparison import DEFAULT_PROFILES, Comparison, join, load_all, rebuild
 from dynvision_snn.demo import BUILDERS, DemoSettings, run_demo
 from dynvision_snn.description import describe as describe_model
 from dynvision_snn.factories import model_factory
 from dynvision_snn.model import TimedModel, wrap
-from dynvision_snn.report.files import check_free
+from dynvision_snn.report.files import check_free, write_text
 from dynvision_snn.report.tables import Column, lay_out, to_text
 from dynvision_snn.training import Epoch
+
+if TYPE_CHECKING:
+    from dynvision_snn.config import TrainingConfig
 
 app = typer.Typer(
     name="dynvision-snn",
@@ -41,6 +47,15 @@ def commands() -> None:
 
 @app.command()
 def compare(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RESULTS]...",
+            help="Saved comparisons (JSON files, or folders that hold one) to set side by side, "
+            "instead of training anything.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,9 +88,27 @@ def compare(
     seed: Annotated[
         int, typer.Option(help="Of initial weights and the order of images.")
     ] = _DEFAULTS.seed,
+    runs: Annotated[
+        int, typer.Option(help="Trainings of each model, with as many seeds from --seed on.")
+    ] = _DEFAULTS.runs,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(help="Hardware profile for energies; may be given several times."),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Model that ratios and break-even are against.  [default: GRU]"),
+    ] = None,
+    pool: Annotated[
+        bool, typer.Option("--pool", help="Models of one name in several RESULTS are its runs.")
+    ] = False,
     out: Annotated[
-        Path, typer.Option(help="Folder for the table, the figures and the numbers.")
-    ] = Path("results"),
+        Path | None,
+        typer.Option(
+            help="Folder for tables, figures, report and numbers.  [default: results; nothing "
+            "where RESULTS are given]"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite that folder.")] = False,
     only: Annotated[
         bool, typer.Option("--only", help="Leave out the built-in models that --model names not.")
@@ -83,8 +116,16 @@ def compare(
 ) -> None:
     """Train models alike on real handwritten digits, and compare accuracy, time and energy.
 
-    Without options: a snnTorch, a Norse and a non-spiking GRU model.
+    Without options: a snnTorch, a Norse and a non-spiking GRU model. With RESULTS: the models
+    saved there, of different runs or machines, side by side.
     """
+    if results:
+        if out is not None:
+            check_free(out, force=force)
+        joined = join(load_all(results), pool=pool, profiles=profile, baseline=baseline)
+        _show(joined, out, force)
+        return
+    out = out or Path("results")
     check_free(out, force=force)
     settings = DemoSettings(
         pattern=pattern,
@@ -95,15 +136,46 @@ def compare(
         epochs=epochs,
         learning_rate=learning_rate,
         seed=seed,
+        runs=runs,
     )
     builders = {} if only else dict(BUILDERS)
     for text in model or []:
         name, _, path = text.rpartition("=")
         builders[name or text.rpartition(":")[2]] = model_factory(path)
     sys.stderr.write(f"{settings.presentation().describe()}\n")
-    comparison = run_demo(builders, settings, on_epoch=_report_epoch)
-    comparison.save(out, force=force)
-    sys.stdout.write(f"\n{comparison.table()}\nSaved in {out}: {_names(out)}\n")
+    comparison = run_demo(
+        builders,
+        settings,
+        profiles=profile or DEFAULT_PROFILES,
+        baseline=baseline,
+        on_epoch=_report_epoch,
+    )
+    _show(comparison, out, force)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that holds saved comparisons.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Another folder for what is made; by default it replaces what is there."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that folder.")] = False,
+) -> None:
+    """Make all tables, figures and reports again, from the saved numbers alone."""
+    place = rebuild(results, out, force=force)
+    sys.stdout.write(f"Made again in {place}: {_names(place)}\n")
+
+
+def _show(comparison: Comparison, out: Path | None, force: bool) -> None:
+    if out is not None:
+        comparison.save(out, force=force)
+    saved = ""
+    if out is not None:
+        count = sum(1 for _ in out.iterdir()) if out.is_dir() else 1
+        pages = ", ".join(page.name for page in sorted(out.glob("*report.html")))
+        saved = f"\nSaved in {out}: {count} files{f'; open {pages}' if pages else ''}\n"
+    sys.stdout.write(f"\n{comparison.table()}{saved}")
 
 
 @app.command()
@@ -134,6 +206,73 @@ def describe(
     sys.stdout.write(to_text(grid, title=found.title))
 
 
+_CONFIG = typer.Argument(
+    metavar="CONFIG.YAML",
+    help="Settings; see docs/training.md. The factories that it names are imported, which runs "
+    "their modules' code.",
+)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, _CONFIG],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder that it names.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Another folder than the settings'.")] = None,
+) -> None:
+    """Train as a YAML file says, to an energy limit if it sets one; stopped runs can be resumed."""
+    from dynvision_snn.training.lightning import is_first_process, train
+
+    result = train(_settings(config, out), resume=resume)
+    if is_first_process():
+        sys.stdout.write(f"{result}\n")
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, _CONFIG],
+    out: Annotated[Path | None, typer.Option(help="Another folder than the settings'.")] = None,
+) -> None:
+    """Train once for each energy weight or limit, in parallel; runs that are finished are kept."""
+    from dynvision_snn.training.lightning import sweep
+
+    def report(value: float, result: object) -> None:
+        sys.stderr.write(f"{value:g}: {result}\n")
+
+    settings = _settings(config, out)
+    whole = sweep(settings, on_run=report)
+    sys.stdout.write(f"\n{whole.table()}\nSaved in {settings.out}: {_names(Path(settings.out))}\n")
+
+
+@app.command()
+def simulate(
+    config: Annotated[Path, _CONFIG],
+    checkpoint: Annotated[Path, typer.Option(help="Of a training with the same settings.")],
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+) -> None:
+    """Run a trained model on the test set: accuracy, time, and its energy budget."""
+    from dynvision_snn.training.lightning import simulate_checkpoint
+
+    settings = _settings(config, None)
+    if out is not None:
+        check_free(out, force=force)
+    found = simulate_checkpoint(settings, checkpoint)
+    if out is not None:
+        write_text(out, json.dumps(found.to_dict(), indent=1), force=force)
+    sys.stdout.write(f"{found}\n{found.budget}\n{found.budget.joules(settings.profile)}\n")
+
+
+def _settings(path: Path, out: Path | None) -> TrainingConfig:
+    from dynvision_snn.config import load_config
+
+    # Lightning tells of its devices and offers; what a run has to say it says itself.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    settings = load_config(path)
+    return settings if out is None else settings.model_copy(update={"out": str(out)})
+
+
 def _shape(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
@@ -156,6 +295,8 @@ def _names(folder: Path) -> str:
 
 def main() -> None:
     """The command's entry point: an error of the package is a message, not a traceback."""
+    # A factory may be named from the folder that the command is run in, as with `python -m`.
+    sys.path.insert(0, "")
     try:
         app(standalone_mode=True)
     except DynvisionError as error:

@@ -9,7 +9,8 @@ mean of the gradients of `n` processes, so a process weighs by `n` times that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dynvision_snn.energy import EnergyBudget
+from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.losses import BaseLoss, Criterion
 
 
@@ -29,6 +30,19 @@ def world_size() -> int:
 def rank() -> int:
     """Which of them this is."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@contextmanager
+def ending_processes() -> Iterator[None]:
+    """Ends the process group that was started inside, once all processes have come to its end.
+
+    A process that exits while another still talks to it can abort both.
+    """
+    was_there = dist.is_available() and dist.is_initialized()
+    yield
+    if world_size() > 1 and not was_there:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def summed(values: Tensor) -> Tensor:
@@ -123,22 +137,9 @@ def joined_loss(
     return Joined(loss, total, components)
 
 
-def joined_budget(budget: EnergyBudget | None) -> EnergyBudget | None:
-    """The budget of what all processes measured; None where none measured anything.
-
-    Args:
-        budget: of this process; None where it saw no sample.
-    """
-    if world_size() == 1:
-        return budget
-    gathered: list[dict[str, object] | None] = [None] * world_size()
-    dist.all_gather_object(gathered, None if budget is None else budget.to_dict())
-    total: EnergyBudget | None = None
-    for part in gathered:
-        if part is not None:
-            measured = EnergyBudget.from_dict(part)
-            total = measured if total is None else total + measured
-    return total
+def joined_budget(meter: EnergyMeter) -> EnergyBudget:
+    """The budget of what all processes measured; every process must call it."""
+    return meter.all_reduce() if world_size() > 1 else meter.budget()
 
 
 def _base_loss(loss: torch.nn.Module) -> BaseLoss:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dynvision_snn.energy import EnergyBudget
+from dynvision_snn.energy import EnergyMeter
 from dynvision_snn.errors import TrainingError
 from dynvision_snn.training.joining import rank, world_size
 from dynvision_snn.training.sums import EpochSums
@@ -28,19 +28,21 @@ class TrainingState:
 
     Attributes:
         sums: of the epoch so far.
-        budget: of one batch of the epoch; None before it.
+        meter: has measured one batch of the epoch; None before it.
+        readout: the layer that is decoded; None where the model's output is.
         floor_checked: whether the energy limit was compared with what cannot be changed.
     """
 
     def __init__(self) -> None:
         self.begin_epoch()
+        self.readout: str | None = None
         self.floor_checked = False
         self._random: Mapping[str, Any] | None = None
 
     def begin_epoch(self) -> None:
         """Nothing of the epoch has been seen yet."""
         self.sums = EpochSums()
-        self.budget: EnergyBudget | None = None
+        self.meter: EnergyMeter | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors; every process must call it."""

@@ -121,19 +121,17 @@ class Validation:
         Raises:
             DataError: where no process saw a sample.
         """
-        seen = self._sums is not None
-        own = self._meter.budget() if seen else None
         self._meter.__exit__(None, None, None)
         n_losses = len(self._criterion.losses)
         nothing = torch.zeros(2 * n_losses + 2, dtype=torch.float64, device=device)
         sums = summed(nothing if self._sums is None else self._sums)
         hits = summed(nothing.new_zeros(2, 3) if self._hits is None else self._hits)
-        budget = joined_budget(own)
-        if budget is None:
+        if not sums[-1]:
             raise DataError(
                 "there was nothing to validate with: the validation set is empty. Give it samples, "
                 "or leave it out."
             )
+        budget = joined_budget(self._meter)
         weighted, weights = sums[:n_losses], sums[n_losses : 2 * n_losses]
         values = dict(zip(self._criterion.weights, _means(weighted, weights), strict=True))
         energy, violation = self._energy(float(sums[-2] / sums[-1]))

@@ -6,24 +6,10 @@ import copy
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-SETTINGS: dict[str, Any] = {
-    "model": "nets:net",
-    "dt": 2.0,
-    "data": {"factory": "nets:data", "validation": 0.2},
-    "presentation": {"pattern": "0111", "duration": 12.0, "reaction_time": 4.0},
-    "criterion": [
-        {"name": "cross_entropy_loss"},
-        {"name": "energy_loss", "weight": 0.01},
-    ],
-    "optimizer": {"name": "Adam", "kwargs": {"lr": 0.01}},
-    "training": {"epochs": 3, "batch_size": 8, "log_every": 2},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -34,4 +20,6 @@ def _quiet():
 @pytest.fixture
 def settings(tmp_path):
     """Plain settings of a training that takes a fraction of a second."""
+    from nets import SETTINGS
+
     return copy.deepcopy(SETTINGS) | {"out": str(tmp_path / "run")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import snntorch as snn
 import torch
@@ -12,6 +13,20 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 FEATURES, CLASSES = 6, 3
+
+# A training that takes a fraction of a second.
+SETTINGS: dict[str, Any] = {
+    "model": "nets:net",
+    "dt": 2.0,
+    "data": {"factory": "nets:data", "validation": 0.2},
+    "presentation": {"pattern": "0111", "duration": 12.0, "reaction_time": 4.0},
+    "criterion": [
+        {"name": "cross_entropy_loss"},
+        {"name": "energy_loss", "weight": 0.01},
+    ],
+    "optimizer": {"name": "Adam", "kwargs": {"lr": 0.01}},
+    "training": {"epochs": 3, "batch_size": 8, "log_every": 2},
+}
 
 
 class KillsItself(nn.Module):
@@ -48,13 +63,16 @@ def killed(dropout: float = 0.3) -> nn.Module:
     return net(dropout, None if at is None else int(at))
 
 
-def data(n_training: int = 50, n_test: int = 20) -> tuple[TensorDataset, TensorDataset]:
-    """Noisy classes that can be told apart."""
+def data(
+    n_training: int = 50, n_test: int = 20, unlabelled: bool = False
+) -> tuple[TensorDataset, TensorDataset]:
+    """Noisy classes that can be told apart; of every seven samples two may have no label."""
     generator = torch.Generator().manual_seed(5)
 
     def part(n: int) -> TensorDataset:
         labels = torch.arange(n) % CLASSES
         centres = torch.eye(CLASSES, FEATURES)[labels]
+        labels = torch.where(torch.arange(n) % 7 < 2 * unlabelled, -1, labels)
         return TensorDataset(centres + 0.3 * torch.rand(n, FEATURES, generator=generator), labels)
 
     return part(n_training), part(n_test)

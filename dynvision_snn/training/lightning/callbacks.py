@@ -69,7 +69,10 @@ class EnergyMonitor(Callback):
         if self._looking:
             self._looking = False
             self._open.close()
-            self._seen = replace(self._seen, layers=self._probe.figures())
+            layers = self._probe.figures()
+            # It is its membrane that is decoded: whether it spikes is nobody's concern.
+            layers.pop(_classifier(pl_module).readout or "", None)
+            self._seen = replace(self._seen, layers=layers)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

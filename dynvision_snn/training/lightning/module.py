@@ -149,6 +149,11 @@ class TimedClassifier(LightningModule):
         """The criterion's energy target, if it has one."""
         return energy_target(self.criterion)
 
+    @property
+    def readout(self) -> str | None:
+        """The layer that was decoded last; None where the model's output is, or before a run."""
+        return self._state.readout
+
     def presentation_at(self, epoch: int, batch: int) -> Presentation:
         """The schedule of one training batch."""
         if not self.varying.varies:
@@ -203,7 +208,8 @@ class TimedClassifier(LightningModule):
             membrane, joined = self._truncated_step(images, targets, presentation)
         else:
             with self._metered_once():
-                membrane = self.model(images, presentation).membrane
+                run = self.model(images, presentation)
+            membrane, self._state.readout = run.membrane, run.readout
             joined = joined_loss(self.criterion, membrane, targets)
         self._check_converging(joined.total, images, presentation)
         self._note(joined, phase_hits(membrane, labels, presentation), presentation)
@@ -212,12 +218,12 @@ class TimedClassifier(LightningModule):
     @contextmanager
     def _metered_once(self) -> Iterator[None]:
         """Measures the energy of one batch in each epoch."""
-        if self._state.budget is not None:
+        if self._state.meter is not None:
             yield
             return
         with EnergyMeter(self.model) as meter:
             yield
-        self._state.budget = meter.budget()
+        self._state.meter = meter
 
     def _truncated_step(
         self, images: Tensor, targets: Tensor, presentation: Presentation
@@ -240,6 +246,7 @@ class TimedClassifier(LightningModule):
                 self.manual_backward(part.loss)
             state = run.state.detach()
             membranes.append(run.membrane.detach())
+            self._state.readout = run.readout
             total = part.total if total is None else total + part.total
             components = {k: v + components.get(k, 0.0) for k, v in part.components.items()}
         if self._gradient_clip is not None:
@@ -330,8 +337,8 @@ class TimedClassifier(LightningModule):
             self._log_accuracies("train", summed(sums.values["hits"])),
             prog_bar=True,
         )
-        budget = joined_budget(self._state.budget)
-        if budget is not None:
+        if self._state.meter is not None:
+            budget = joined_budget(self._state.meter)
             self.log_dict(
                 {
                     "train_firing_rate": firing_rate(budget),

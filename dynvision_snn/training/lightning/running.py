@@ -13,16 +13,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from dynvision_snn.config import TrainingConfig, dump_yaml, load_config
 from dynvision_snn.errors import TrainingError
 from dynvision_snn.report.files import check_free, write_text
 from dynvision_snn.simulation import Simulation, simulate
-from dynvision_snn.training.joining import rank
+from dynvision_snn.training.joining import ending_processes
 from dynvision_snn.training.lightning.building import (
     CHECKPOINTS,
     DataSets,
@@ -125,7 +126,8 @@ def train(
     trainer = build_trainer(config, folder, validated=data.validation is not None, progress=bar)
     if trainer.is_global_zero and not going_on:
         _begin(config, folder)
-    return _run(config, folder, trainer, classifier, data)
+    with ending_processes():
+        return _run(config, folder, trainer, classifier, data)
 
 
 def _begin(config: TrainingConfig, folder: Path) -> None:
@@ -192,7 +194,7 @@ def _result(
 
 def is_first_process() -> bool:
     """Whether this is the process that speaks for all of a distributed run."""
-    return rank() == 0
+    return bool(cast(Any, rank_zero_only).rank == 0)
 
 
 def finished_result(config: TrainingConfig) -> TrainingResult | None:
