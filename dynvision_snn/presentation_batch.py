@@ -31,7 +31,10 @@ from dynvision_snn.timing import check_dt, check_time, common_dt, format_ms, nea
 __all__ = [
     "AnyPresentation",
     "PresentationBatch",
+    "any_from_dict",
     "check_timed_inputs",
+    "n_onsets",
+    "onset_table",
     "time_range",
     "uniform_time",
 ]
@@ -452,6 +455,36 @@ def check_timed_inputs(presentation: AnyPresentation, n_timesteps: int, n_sample
         raise PresentationError(
             f"There are presentations for {len(presentation)} samples, but inputs of {n_samples}."
         )
+
+
+def any_from_dict(settings: Mapping[str, Any]) -> AnyPresentation:
+    """The presentation, or the batch of them, that `to_dict` described."""
+    if "presentations" in settings:
+        return PresentationBatch.from_dict(settings)
+    return Presentation.from_dict(settings)
+
+
+def n_onsets(presentation: AnyPresentation) -> int:
+    """The onsets of a presentation, or of the sample that has most."""
+    if isinstance(presentation, Presentation):
+        return len(presentation.onsets)
+    return max(len(onsets) for onsets in presentation.onsets)
+
+
+def onset_table(presentation: AnyPresentation, n_samples: int) -> Tensor:
+    """The timestep of each onset of each sample: int64 ``[onsets, B]``, -1 where it has fewer.
+
+    >>> onset_table(PresentationBatch([Presentation("0101", 1.0), Presentation("1", 1.0)]), 2)
+    tensor([[ 1,  0],
+            [ 3, -1]])
+    """
+    if isinstance(presentation, Presentation):
+        onsets = torch.tensor(presentation.onsets, dtype=torch.int64, device="cpu")
+        return onsets[:, None].expand(-1, n_samples)
+    table = torch.full((n_onsets(presentation), n_samples), -1, device="cpu")
+    for sample, own in enumerate(presentation.onsets):
+        table[: len(own), sample] = torch.tensor(own, dtype=torch.int64)
+    return table
 
 
 def time_range(limits: Range, name: str) -> tuple[float, float]:

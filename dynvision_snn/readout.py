@@ -40,12 +40,13 @@ UNDECIDED = -1
 """The decoded class where all classes are equal."""
 
 
-def decode(membrane: Tensor) -> Tensor:
+def decode(membrane: Tensor, start: int = 0) -> Tensor:
     """The class with the highest membrane at every timestep.
 
     Args:
         membrane: ``[T, B, classes]``, before or after the reset as it was recorded; or anything
             else that ranks classes, such as spike counts.
+        start: the timestep at which it begins, where it is a chunk of a run; for errors.
 
     Returns:
         int64 ``[T, B]``. Of several classes at the top the first; `UNDECIDED` where all classes
@@ -68,7 +69,7 @@ def decode(membrane: Tensor) -> Tensor:
         step, sample = (~finite).nonzero()[0].tolist()
         raise ReadoutError(
             f"The readout's membrane is not finite at {int((~finite).sum())} of {finite.numel()} "
-            f"(timestep, sample) pairs, first at timestep {step} of sample {sample}: "
+            f"(timestep, sample) pairs, first at timestep {start + step} of sample {sample}: "
             f"{membrane[step, sample].tolist()}. Such a run has no answer; look for a diverging "
             "state or weight (dt too long for a time constant, learning rate too high)."
         )
@@ -184,10 +185,11 @@ def stimulus_asked(stimulus_at: Tensor) -> Tensor:
     only chance can be right.
 
     Args:
-        stimulus_at: int64 ``[T]``: the stimulus shown at each timestep, 0 for null input.
+        stimulus_at: int64 ``[T]``, or ``[T, B]`` where each sample has its own: the stimulus shown
+            at each timestep, 0 for null input.
 
     Returns:
-        int64 ``[T]``; all 0 if no stimulus is ever shown.
+        int64 of the same shape; all 0 if no stimulus is ever shown.
 
     Raises:
         ReadoutError: If the shape is another.
@@ -195,16 +197,19 @@ def stimulus_asked(stimulus_at: Tensor) -> Tensor:
     >>> stimulus_asked(torch.tensor([0, 1, 1, 0, 2, 0])).tolist()
     [1, 1, 1, 1, 2, 2]
     """
-    if stimulus_at.ndim != 1:
+    if stimulus_at.ndim not in (1, 2):
         raise ReadoutError(
-            f"stimulus_at has shape {list(stimulus_at.shape)}; expected [T]: one stimulus index "
-            "per timestep."
+            f"stimulus_at has shape {list(stimulus_at.shape)}; expected [T] or [T, B]: one "
+            "stimulus index per timestep."
         )
+    if stimulus_at.numel() == 0:
+        return stimulus_at.clone()
     steps = torch.arange(len(stimulus_at), device=stimulus_at.device)
     shown = stimulus_at > 0
-    last_shown = torch.where(shown, steps, -1).cummax(0).values
-    first_shown = shown.int().argmax() if len(steps) else 0
-    return stimulus_at[torch.where(last_shown < 0, first_shown, last_shown)]
+    columns = (-1, *(1,) * (stimulus_at.ndim - 1))
+    last_shown = torch.where(shown, steps.reshape(columns), -1).cummax(0).values
+    first_shown = shown.int().argmax(0)
+    return stimulus_at.gather(0, torch.where(last_shown < 0, first_shown, last_shown))
 
 
 def supervised_spans(onsets: Sequence[int], supervised_mask: Tensor) -> list[list[int]]:
@@ -271,7 +276,9 @@ def settling_time(
             continue
         answers = decoded[span]
         unchanged = (answers == answers[-1]).flip(0).cumprod(0).sum(0)
-        since_onset = timestep * (decoded.new_tensor(span) - onsets[row]).double()
+        # Not of decoded's own type: a long run's classes are kept in one that holds no timestep.
+        steps = torch.tensor(span, device=decoded.device)
+        since_onset = timestep * (steps - onsets[row]).double()
         settled = since_onset[len(span) - unchanged]
         times[row] = settled.masked_fill(answers[-1] == UNDECIDED, torch.nan)
     return times

@@ -11,26 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynvision_snn.decision import DecisionRule, decide
-from dynvision_snn.energy import EnergyBudget, EnergyMeter, SampleEnergy
+from dynvision_snn.decision import DecisionRule
+from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.errors import DataError, WrapError
+from dynvision_snn.gathering import SCORED_PHASES, Gathered
+from dynvision_snn.loading import LoadedBatch, arrange
 from dynvision_snn.model import TimedModel
 from dynvision_snn.moments import SETTLING, Moment
-from dynvision_snn.presentation import Phase, Presentation
-from dynvision_snn.provenance import DataFingerprint, Fingerprinting, environment
-from dynvision_snn.readout import (
-    Score,
-    decode,
-    score,
-    settling_time,
-    stimulus_asked,
-    supervised_spans,
+from dynvision_snn.presentation_batch import (
+    AnyPresentation,
+    PresentationBatch,
+    any_from_dict,
+    n_onsets,
 )
+from dynvision_snn.provenance import DataFingerprint, Fingerprinting, environment
+from dynvision_snn.readout import decode
 from dynvision_snn.recording import Recording
 from dynvision_snn.report.progress import track
 from dynvision_snn.tracing import Trace, trace
 
-_PLAIN = ("readout", "membrane_is", "n_parameters", "model_bytes", "environment")
+_PLAIN = (
+    "correct_last",
+    "counted_last",
+    "readout",
+    "membrane_is",
+    "n_parameters",
+    "model_bytes",
+    "environment",
+)
 """Fields that JSON keeps as they are."""
 
 
@@ -39,9 +47,10 @@ class Simulation:
     """What a model did with a data set.
 
     Attributes:
-        presentation: the schedule.
-        correct_by_timestep, counted_by_timestep: right answers and answers at every timestep, about
-            the stimulus shown (the last one shown during null input): int64 ``[T]``.
+        presentation: the schedule, of all samples or of each.
+        correct, counted: right answers and answers about the stimulus shown (the last one shown
+            during null input), by phase (`SCORED_PHASES`) and timestep: int64 ``[phases, T]``.
+        correct_last, counted_last: the same at each sample's last supervised timestep.
         settling_times: from each onset, of each sample, in ms: float64 ``[onsets, N]``; NaN where
             the answer never was supervised.
         moments: what was marked in every sample's run, with the energy spent until then:
@@ -56,9 +65,11 @@ class Simulation:
         trace: the run of the loader's first sample.
     """
 
-    presentation: Presentation
-    correct_by_timestep: Tensor
-    counted_by_timestep: Tensor
+    presentation: AnyPresentation
+    correct: Tensor
+    counted: Tensor
+    correct_last: int
+    counted_last: int
     settling_times: Tensor
     moments: Mapping[str, Moment]
     budget: EnergyBudget
@@ -73,8 +84,8 @@ class Simulation:
     def __post_init__(self) -> None:
         n_timesteps = self.presentation.n_timesteps
         lengths = {
-            "correct_by_timestep": len(self.correct_by_timestep),
-            "counted_by_timestep": len(self.counted_by_timestep),
+            "correct": self.correct.shape[-1],
+            "counted": self.counted.shape[-1],
             "trace": len(self.trace.membrane),
             "budget": self.budget.n_timesteps,
         }
@@ -83,10 +94,10 @@ class Simulation:
             raise DataError(
                 f"A simulation of {n_timesteps} timesteps cannot have {odd} (timesteps of each)."
             )
-        right, counted = self.correct_by_timestep, self.counted_by_timestep
+        right, counted = self.correct, self.counted
         if bool((right < 0).any()) or bool((right > counted).any()):
             raise DataError("A simulation has more right answers than answers at some timestep.")
-        shape = (len(self.presentation.onsets), self.data.n_samples)
+        shape = (n_onsets(self.presentation), self.data.n_samples)
         shapes = {"settling_times": tuple(self.settling_times.shape)} | {
             name: tuple(moment.times.shape) for name, moment in self.moments.items()
         }
@@ -105,18 +116,22 @@ class Simulation:
     @property
     def accuracy(self) -> float:
         """Share of right answers over all supervised timesteps; NaN if there is none."""
-        mask = self.presentation.supervised_mask
-        correct, counted = (
-            self.correct_by_timestep[mask].sum(),
-            self.counted_by_timestep[mask].sum(),
-        )
-        return float(correct / counted)
+        return self.accuracy_by_phase["supervised"]
 
     @property
     def accuracy_last(self) -> float:
         """Share of right answers at the last supervised timestep; NaN if there is none."""
-        supervised = self.presentation.supervised_mask.nonzero()
-        return float(self.accuracy_by_timestep[supervised[-1]]) if len(supervised) else torch.nan
+        return self.correct_last / self.counted_last if self.counted_last else torch.nan
+
+    @property
+    def correct_by_timestep(self) -> Tensor:
+        """Right answers at every timestep, int64 ``[T]``."""
+        return self.correct.sum(0)
+
+    @property
+    def counted_by_timestep(self) -> Tensor:
+        """Answers at every timestep, int64 ``[T]``."""
+        return self.counted.sum(0)
 
     @property
     def accuracy_by_timestep(self) -> Tensor:
@@ -126,14 +141,9 @@ class Simulation:
     @property
     def accuracy_by_phase(self) -> dict[str, float]:
         """Share of right answers over the timesteps of each phase; NaN where there is none."""
-        codes = self.presentation.phase_codes
-        shares = {}
-        for phase in (Phase.NULL, Phase.REACTION, Phase.SUPERVISED):
-            correct = self.correct_by_timestep[codes == phase].sum()
-            shares[phase.name.lower()] = float(
-                correct / self.counted_by_timestep[codes == phase].sum()
-            )
-        return shares
+        shares = (self.correct.sum(1) / self.counted.sum(1)).tolist()
+        names = [phase.name.lower() for phase in SCORED_PHASES]
+        return dict(zip(names, shares, strict=True))
 
     @property
     def settling_time(self) -> float:
@@ -145,8 +155,10 @@ class Simulation:
         times = self.settling_times.tolist()
         return {
             "presentation": self.presentation.to_dict(),
-            "correct_by_timestep": self.correct_by_timestep.tolist(),
-            "counted_by_timestep": self.counted_by_timestep.tolist(),
+            "correct": self.correct.tolist(),
+            "counted": self.counted.tolist(),
+            "correct_last": self.correct_last,
+            "counted_last": self.counted_last,
             "settling_times": [[None if t != t else t for t in row] for row in times],
             "moments": {name: moment.to_dict() for name, moment in self.moments.items()},
             "budget": self.budget.to_dict(),
@@ -176,9 +188,9 @@ class Simulation:
             )
         times = [[torch.nan if t is None else t for t in row] for row in values["settling_times"]]
         return cls(
-            presentation=Presentation.from_dict(values["presentation"]),
-            correct_by_timestep=torch.tensor(values["correct_by_timestep"]),
-            counted_by_timestep=torch.tensor(values["counted_by_timestep"]),
+            presentation=any_from_dict(values["presentation"]),
+            correct=torch.tensor(values["correct"]),
+            counted=torch.tensor(values["counted"]),
             settling_times=torch.tensor(times, dtype=torch.float64).reshape(len(times), -1),
             moments={name: Moment.from_dict(m) for name, m in values["moments"].items()},
             budget=EnergyBudget.from_dict(values["budget"]),
@@ -202,8 +214,10 @@ class Simulation:
 def simulate(
     model: TimedModel,
     loader: Iterable[tuple[Tensor, Tensor]],
-    presentation: Presentation,
+    presentation: AnyPresentation,
     *,
+    time_axis: int | None = None,
+    every: float | None = None,
     rules: Mapping[str, DecisionRule] = MappingProxyType({}),
     per_sample: bool = True,
     progress: bool | None = None,
@@ -218,7 +232,14 @@ def simulate(
         model: a wrapped model.
         loader: batches of images ``[B, *features]`` and labels ``[B]`` (``[K, B, ...]`` and
             ``[K, B]`` for K stimuli), as a DataLoader yields.
-        presentation: the schedule.
+        presentation: the schedule; or a `PresentationBatch` with one for each sample of the whole
+            loader, in its order.
+        time_axis: where the loader's inputs have time themselves: 0 for ``[T, B, *features]``, 1
+            for ``[B, T, *features]``, with labels ``[B]`` or one per timestep, their axes as those
+            of the inputs. The presentation then says what the timesteps are, and shows nothing.
+        every: runs each batch in chunks of this many ms (`TimedModel.chunks`) and keeps nothing of
+            a chunk but decoded classes and counts, so that memory does not grow with the
+            membranes of a long run. The trace has no spikes then.
         rules: decision rules by name, for the time and energy until each sample's decision.
         per_sample: whether each sample's energy until it settles, and decides, is counted. It costs
             a float64 copy of what one layer receives at one timestep.
@@ -239,28 +260,40 @@ def simulate(
         raise DataError("rules need per_sample=True: what a decision costs is told of each sample.")
     if SETTLING in rules:
         raise DataError(f"no rule can be called {SETTLING!r}; give it another name.")
+    if rules and every is not None:
+        raise DataError(
+            "rules need the membranes of whole runs, which every= does not keep; leave one out."
+        )
     device = _device(model)
-    several = presentation.n_stimuli > 1
-    gathered = _Gathered(presentation, rules)
+    gathered = Gathered(presentation, rules)
     prints = Fingerprinting()
-    first: tuple[Tensor, Tensor] | None = None
+    first: LoadedBatch | None = None
+    n_samples = 0
     with _evaluating(model), torch.inference_mode():
         with EnergyMeter(model, per_sample=per_sample) as meter:
             for batch in track(loader, title, shown=progress):
-                images, labels = _pair(batch)
-                prints.add(*((images.transpose(0, 1), labels.T) if several else (images, labels)))
-                images, labels = images.to(device), labels.to(device)
-                first = first or _first_sample(images, labels, several)
-                run = model(images, presentation)
-                gathered.add(run, labels, meter if per_sample else None)
+                loaded = _loaded(batch, presentation, time_axis, n_samples)
+                n_samples += loaded.n_samples
+                prints.add(*loaded.by_sample())
+                loaded = loaded.to(device)
+                first = first or loaded.first()
+                decoded, run = _decoded(model, loaded, every)
+                gathered.add(loaded, decoded, run, meter if per_sample else None)
         if first is None:
             raise DataError("the loader gave no batch; expected (images, labels) at least once.")
-        example = trace(model, *first, presentation)
+        if isinstance(presentation, PresentationBatch) and n_samples < len(presentation):
+            raise DataError(
+                f"the loader gave {n_samples} samples, but there are presentations for "
+                f"{len(presentation)}; expected one for each."
+            )
+        example = trace(model, first, every)
     times, _ = gathered.moment(SETTLING)
     return Simulation(
         presentation=presentation,
-        correct_by_timestep=gathered.score.correct.cpu(),
-        counted_by_timestep=gathered.score.counted.cpu(),
+        correct=gathered.correct.cpu(),
+        counted=gathered.counted.cpu(),
+        correct_last=int(gathered.correct_last),
+        counted_last=int(gathered.counted_last),
         settling_times=times,
         moments=gathered.moments(meter.sample_energy) if per_sample else {},
         budget=meter.budget(),
@@ -274,93 +307,37 @@ def simulate(
     )
 
 
-class _Gathered:
-    """What remains of the batches that ran: right answers, and the moments of every sample."""
-
-    def __init__(self, presentation: Presentation, rules: Mapping[str, DecisionRule]) -> None:
-        self._presentation, self._rules = presentation, rules
-        self._asked = (stimulus_asked(presentation.stimulus_at) - 1).clamp(min=0)
-        nothing = torch.zeros(presentation.n_timesteps, dtype=torch.int64)
-        self.score = Score(nothing, nothing)
-        self._reached: dict[str, list[tuple[Tensor, Tensor]]] = {
-            name: [] for name in (SETTLING, *rules)
-        }
-
-    def add(self, run: Recording, labels: Tensor, meter: EnergyMeter | None) -> None:
-        """One batch; a meter keeps what its samples cost until each moment."""
-        presentation = self._presentation
-        decoded = decode(run.membrane)
-        several = presentation.n_stimuli > 1
-        answers = labels[self._asked] if several else labels.expand(len(decoded), -1)
-        scored = score(decoded, answers, presentation.ignore_index)
-        self.score = scored + Score(
-            self.score.correct.to(labels.device), self.score.counted.to(labels.device)
+def _loaded(
+    batch: Any, presentation: AnyPresentation, time_axis: int | None, n_before: int
+) -> LoadedBatch:
+    """A batch with its own presentations, after `n_before` samples."""
+    if not isinstance(presentation, PresentationBatch):
+        return arrange(batch, presentation, time_axis)
+    # The batch's size is not known before it is arranged.
+    one = arrange(batch, presentation[0], time_axis)
+    own = slice(n_before, n_before + one.n_samples)
+    if own.stop > len(presentation):
+        raise DataError(
+            f"the loader gave at least {own.stop} samples, but there are presentations for "
+            f"{len(presentation)}; expected one for each."
         )
-        for name, parts in self._reached.items():
-            if name == SETTLING:
-                times, right = _settled(decoded, answers, presentation)
-            else:
-                times, right = _decided(self._rules[name], run, answers, presentation)
-            if meter is not None and presentation.onsets:
-                meter.mark(name, times, presentation.onsets)
-            parts.append((times.cpu(), right.cpu()))
-
-    def moment(self, name: str) -> tuple[Tensor, Tensor]:
-        """Times and right answers of all samples, ``[onsets, N]``."""
-        times, right = zip(*self._reached[name], strict=True)
-        return torch.cat(times, dim=1), torch.cat(right, dim=1)
-
-    def moments(self, energy: SampleEnergy) -> dict[str, Moment]:
-        """Every moment with its cost; none where nothing is ever shown."""
-        if not self._presentation.onsets:
-            return {}
-        described = {SETTLING: "", **{name: repr(rule) for name, rule in self._rules.items()}}
-        return {
-            name: Moment.of(energy, name, *self.moment(name), described[name])
-            for name in self._reached
-        }
+    return arrange(batch, presentation[own], time_axis)
 
 
-def _decided(
-    rule: DecisionRule, run: Recording, answers: Tensor, presentation: Presentation
-) -> tuple[Tensor, Tensor]:
-    """From each onset of each sample: when it decided, and whether for the right class."""
-    onsets = presentation.onsets
-    decisions = decide(rule, run.membrane, run.spikes, onsets, presentation.dt)
-    return decisions.times, (decisions.classes == answers[list(onsets)]) & ~decisions.times.isnan()
-
-
-def _settled(decoded: Tensor, answers: Tensor, presentation: Presentation) -> tuple[Tensor, Tensor]:
-    """From each onset of each sample: when it settled, and whether on the right class."""
-    onsets, supervised = presentation.onsets, presentation.supervised_mask
-    times = settling_time(decoded, onsets, supervised, presentation.dt)
-    right = torch.zeros_like(times, dtype=torch.bool)
-    for row, span in enumerate(supervised_spans(onsets, supervised)):
-        if span:
-            right[row] = decoded[span[-1]] == answers[span[-1]]
-    return times, right & ~times.isnan()
-
-
-def _first_sample(images: Tensor, labels: Tensor, several: bool) -> tuple[Tensor, Tensor]:
-    """A batch of one; a copy, since a loader may fill the same memory again."""
-    if several:
-        return images[:, :1].clone(), labels[:, :1].clone()
-    return images[:1].clone(), labels[:1].clone()
-
-
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if (
-        not isinstance(batch, tuple | list)
-        or len(batch) != 2
-        or not all(isinstance(part, Tensor) for part in batch)
+def _decoded(
+    model: TimedModel, loaded: LoadedBatch, every: float | None
+) -> tuple[Tensor, Recording]:
+    """The class at every timestep ``[T, B]``, and the run, of which chunks leave the last alone."""
+    if every is None:
+        run = model(loaded.inputs, loaded.presentation, time_axis=loaded.time_axis)
+        return decode(run.membrane), run
+    classes = []
+    for run in model.chunks(
+        loaded.inputs, loaded.presentation, every=every, time_axis=loaded.time_axis
     ):
-        kinds = (
-            f"{type(batch).__name__} of {', '.join(type(part).__name__ for part in batch)}"
-            if isinstance(batch, tuple | list)
-            else type(batch).__name__
-        )
-        raise DataError(f"the loader gave a {kinds}; expected pairs of tensors (images, labels).")
-    return batch[0], batch[1]
+        few = run.membrane.shape[-1] <= torch.iinfo(torch.int16).max
+        classes.append(decode(run.membrane, run.start).to(torch.int16 if few else torch.int32))
+    return torch.cat(classes), run
 
 
 def _device(model: nn.Module) -> torch.device:

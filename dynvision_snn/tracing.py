@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dynvision_snn.adapters import Role
 from dynvision_snn.errors import ObservationError
+from dynvision_snn.loading import LoadedBatch
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation import Presentation
 
 __all__ = ["Raster", "Trace", "trace"]
 
@@ -40,7 +40,7 @@ class Trace:
     """One sample's run.
 
     Attributes:
-        labels: its class; one for each stimulus.
+        labels: its class; one for each stimulus, or timestep, where they have one.
         membrane: what is decoded, ``[T, classes]``.
         rasters: by the name of a spiking layer.
         missing: why there are no rasters, where a layer cannot be recorded.
@@ -83,25 +83,30 @@ class Trace:
         )
 
 
-def trace(model: TimedModel, images: Tensor, labels: Tensor, presentation: Presentation) -> Trace:
+def trace(model: TimedModel, sample: LoadedBatch, every: float | None = None) -> Trace:
     """Runs one sample and keeps what it did.
 
     Args:
         model: a wrapped model, which has run before.
-        images: a batch of one sample, as `simulate` takes it.
-        labels: likewise.
-        presentation: the schedule.
+        sample: a batch of one sample.
+        every: run it in chunks of this many ms, and keep no spikes.
     """
+    labels = tuple(sample.labels.flatten().tolist())
+    presentation, axis = sample.presentation, sample.time_axis
+    if every is not None:
+        chunks = model.chunks(sample.inputs, presentation, every=every, time_axis=axis)
+        membrane = torch.cat([chunk.membrane[:, 0].float().cpu() for chunk in chunks])
+        return Trace(labels, membrane, missing="a run in chunks keeps no spikes")
     spiking = [layer.name for layer in model.layers() if layer.traits.role is Role.SPIKING]
     missing = ""
     try:
-        run = model(images, presentation, record=spiking)
+        run = model(sample.inputs, presentation, time_axis=axis, record=spiking)
     except ObservationError as error:
         # A layer that is called several times per timestep is counted, but has no raster.
         missing = str(error)
-        run = model(images, presentation)
+        run = model(sample.inputs, presentation, time_axis=axis)
     return Trace(
-        tuple(labels.flatten().tolist()),
+        labels,
         run.membrane[:, 0].float().cpu(),
         {
             name: _raster(layer.spikes[:, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dynvision_snn as dvs
-from dynvision_snn.errors import PresentationError, PresentationWarning, TimingError
+from dynvision_snn.errors import EnergyError, PresentationError, PresentationWarning, TimingError
 from dynvision_snn.losses import CrossEntropyLoss, EnergyLoss, build_criterion
 from dynvision_snn.presentation import Phase
 from dynvision_snn.presentation_batch import time_range
@@ -80,7 +81,7 @@ def test_every_column_is_the_sample_and_then_padding(several, reaction, extra):
 def test_inputs_are_one_object_while_nothing_changes():
     batch = dvs.PresentationBatch(ones_of(("0011", "0111")))
     inputs = list(batch.inputs_at(torch.rand(2, FEATURES)))
-    same = [a is b for a, b in zip(inputs, inputs[1:], strict=False)]
+    same = [a is b for a, b in pairwise(inputs)]
     assert same == [False, False, True]
 
 
@@ -268,6 +269,87 @@ def test_a_mean_over_padding_would_be_another_number():
         right = energy()
         model(batch.present(images))
         assert not torch.allclose(energy(), right, rtol=1e-2)
+
+
+def metered(model, runs, **options):
+    with dvs.EnergyMeter(model, **options) as meter, torch.no_grad():
+        for images, presentation in runs:
+            model(images, presentation)
+    return meter
+
+
+def check_same_budget(one, other):
+    assert one.n_samples == other.n_samples
+    assert one.phases == other.phases
+    steps = min(one.n_timesteps, other.n_timesteps)
+    for longer in (one, other):
+        assert not longer.samples[:, steps:].any()
+    assert torch.equal(one.samples[:, :steps], other.samples[:, :steps])
+    assert [row.name for row in one.counts] == [row.name for row in other.counts]
+    for mine, theirs in zip(one.counts, other.counts, strict=True):
+        assert mine.identity() == theirs.identity()
+        assert (mine.least, mine.most) == pytest.approx((theirs.least, theirs.most), rel=1e-3)
+        assert mine.series.keys() == theirs.series.keys()
+        for name, counts in mine.series.items():
+            found = theirs.series[name]
+            assert torch.allclose(counts[:, :steps], found[:, :steps], rtol=1e-5), (mine.name, name)
+            assert not counts[:, steps:].any()
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("name", STYLES)
+def test_the_energy_of_a_batch_is_that_of_its_samples_alone(name, per_sample):
+    model, images, ones = wrapped(name), images_of(5), ones_of()
+    together = metered(
+        model, [(images, dvs.PresentationBatch(ones, n_timesteps=9))], per_sample=per_sample
+    )
+    alone = metered(
+        model,
+        [(images[b : b + 1], one) for b, one in enumerate(ones)],
+        per_sample=per_sample,
+    )
+    check_same_budget(together.budget(), alone.budget())
+    check_same_budget(together.budget().idle, alone.budget().idle)
+    if per_sample:
+        mine, theirs = together.sample_energy, alone.sample_energy
+        assert torch.equal(mine.timesteps["whole"], theirs.timesteps["whole"])
+        for quantity in ("spikes", "synops_ac", "synops_mac", "neuron_updates", "synops_dense"):
+            assert torch.allclose(mine.operations(quantity), theirs.operations(quantity))
+
+
+def test_the_energy_of_padding_would_be_seen():
+    """What the test above holds the meter to can fail."""
+    model, images, ones = wrapped("sequential_init_hidden"), images_of(5), ones_of()
+    padded = metered(model, [(images, dvs.PresentationBatch(ones))]).budget()
+    inputs = dvs.PresentationBatch(ones).present(images)
+    with dvs.EnergyMeter(model) as meter, torch.no_grad():
+        model(inputs)
+    assert meter.budget().total.neuron_updates > padded.total.neuron_updates
+    with pytest.raises(AssertionError):
+        check_same_budget(meter.budget(), padded)
+
+
+def test_moments_of_samples_have_onsets_of_their_own():
+    model, images, ones = (
+        wrapped("sequential_init_hidden"),
+        images_of(3),
+        ones_of(("0111", "1", "0001")),
+    )
+    nan = torch.nan
+    with dvs.EnergyMeter(model, per_sample=True) as together, torch.no_grad():
+        model(images, dvs.PresentationBatch(ones))
+        onsets = torch.tensor([[1, 0, 3], [-1, -1, -1]])
+        together.mark("here", torch.tensor([[2.0, 0.0, nan], [nan] * 3]), onsets)
+        with pytest.raises(EnergyError, match="its sample's own"):
+            together.mark("there", torch.tensor([[0.0, 1.0, 0.0]]), onsets[:1])
+    with dvs.EnergyMeter(model, per_sample=True) as alone, torch.no_grad():
+        for b, (time, onset) in enumerate([(2.0, 1), (0.0, 0), (nan, 3)]):
+            model(images[b : b + 1], ones[b])
+            alone.mark("here", torch.tensor([[time]]), [onset])
+    mine = together.sample_energy.operations("spikes", "here")
+    theirs = alone.sample_energy.operations("spikes", "here")
+    assert torch.equal(mine[0].nan_to_num(-1), theirs[0].nan_to_num(-1))
+    assert mine[1].isnan().all()
 
 
 def test_cross_entropy_is_over_the_supervised_timesteps_of_all_samples():

@@ -81,7 +81,7 @@ class EnergyBudget:
                 f"samples has shape {list(samples.shape)}; expected [{len(self.phases)}, T] for "
                 f"the phases {', '.join(self.phases)}."
             )
-        if samples.shape[1] == 0 or not bool(samples[:, 0].sum() > 0):
+        if not bool(samples.sum() > 0):
             raise EnergyError(
                 "No timestep was observed, so there is nothing to budget. Call the model first."
             )
@@ -97,8 +97,12 @@ class EnergyBudget:
 
     @property
     def n_samples(self) -> int:
-        """Samples measured: the summed batch sizes of all runs."""
-        return int(self.samples[:, 0].sum())
+        """Samples measured: the summed batch sizes of all runs.
+
+        Runs that go on from each other (``state=``, chunks) are at later timesteps of the same
+        samples; so it is the largest sum at any timestep.
+        """
+        return int(self.samples.sum(0).amax())
 
     @property
     def n_timesteps(self) -> int:

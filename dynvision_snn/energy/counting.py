@@ -145,6 +145,19 @@ def synops_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False
     return nonzero.reshape(*values.shape[:lead], -1) @ fan_out.flatten()
 
 
+def weighted_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False) -> Tensor:
+    """The ``|x|``-weighted operations of each sample, shaped as `synops_per_sample`.
+
+    >>> x = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    >>> weighted_per_sample(x, torch.tensor([2.0, 2.0, 3.0], dtype=torch.float64))
+    tensor([8., 0.], dtype=torch.float64)
+    """
+    lead = 2 if sequence else 1
+    _check_units(values.shape[lead:], fan_out)
+    size = _float(values).abs().to(torch.float64)
+    return size.reshape(*values.shape[:lead], -1) @ fan_out.flatten()
+
+
 def nonzero_per_sample(values: Tensor, *, sequence: bool = False) -> Tensor:
     """Nonzero values of each sample: float64 ``[B]``, or ``[T, B]`` with `sequence`.
 

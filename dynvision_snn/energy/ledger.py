@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from dynvision_snn.adapters import InnerSynapses, Role
 from dynvision_snn.energy.budget import EnergyBudget
-from dynvision_snn.energy.counting import nonzero_per_sample, synops_per_sample
+from dynvision_snn.energy.counting import (
+    nonzero_per_sample,
+    synops_per_sample,
+    weighted_per_sample,
+)
 from dynvision_snn.energy.foldable import is_foldable, uses_batch_statistics
 from dynvision_snn.energy.layers import Series
 from dynvision_snn.energy.placing import place_calls
-from dynvision_snn.energy.rows import Row, Tallied, grown
-from dynvision_snn.energy.samples import WHOLE, Kept, RunSamples, SampleEnergy
+from dynvision_snn.energy.rows import Row, Spread, Tallied, grown
+from dynvision_snn.energy.samples import WHOLE, Kept, Onsets, RunSamples, SampleEnergy
 from dynvision_snn.energy.synapses import Operator, refusal
 from dynvision_snn.errors import EnergyError
 from dynvision_snn.observation import Observation, Run
@@ -54,6 +60,9 @@ class Ledger:
         self._refusals: dict[str, str | None] = {}
         self._samples = torch.zeros(len(_ROWS), 0, dtype=torch.float64)
         self._idle_samples = torch.zeros(1, 0, dtype=torch.float64)
+        self._last_piece: RunSamples | None = None
+        self._origins: list[object] = []
+        self._marked = False
         self.drop_run()
 
     @property
@@ -87,17 +96,52 @@ class Ledger:
             if run is None or batch_size is None:
                 return
             steps = run.n_timesteps or place_calls(rows, self._ticks)
-            phases = _phases(run, steps)
-            self._samples = grown(self._samples, phases * batch_size)
-            idle = torch.ones(1, run.idle_steps, dtype=torch.float64)
-            self._idle_samples = grown(self._idle_samples, idle * batch_size)
-            by_row = {row.name: row.close_run(phases, idle, batch_size) for row in rows}
             if self._per_sample:
-                self.last_run = RunSamples(by_row, steps, batch_size)
-                self.kept[WHOLE].append(self.last_run.whole())
+                self._check_goes_on(run)
+            spread = Spread(_phases(run, steps), batch_size, run.start)
+            self._samples = grown(self._samples, spread.present, run.start)
+            idle = Spread(torch.ones(1, run.idle_steps, dtype=torch.float64), batch_size)
+            self._idle_samples = grown(self._idle_samples, idle.present)
+            by_row = {row.name: row.close_run(spread, idle) for row in rows}
+            if self._per_sample:
+                self._keep(run, RunSamples.of(by_row, steps, batch_size, run.active))
             self.dt = run.dt if run.dt is not None else self.dt
         finally:
             self.drop_run()
+
+    def mark(self, name: str, last: RunSamples, times: Tensor, onsets: Onsets, dt: float) -> None:
+        """Keeps what the samples of the last run cost until a moment."""
+        cost = last.until(times, onsets, dt)
+        self.kept.setdefault(name, []).append(cost)
+        self._marked = True
+
+    def _check_goes_on(self, run: Run) -> None:
+        """Refuses a piece of a run whose samples could not be told from others.
+
+        Raises:
+            EnergyError: if it goes on from a run that other runs, or marks, came after.
+        """
+        known = run.origin is not None and run.origin in self._origins
+        if not known or run.start == 0:
+            return
+        if run.origin is not self._origins[-1] or self._marked:
+            raise EnergyError(
+                "the cost of each sample needs the pieces of a run one after the other, and marks "
+                "after the last piece: this one goes on from a run after which others ran, or "
+                "that was marked. Run it at once, or leave out per_sample=True."
+            )
+
+    def _keep(self, run: Run, samples: RunSamples) -> None:
+        goes_on = run.start > 0 and run.origin in self._origins[-1:]
+        if goes_on:
+            assert self._last_piece is not None
+            samples = self._last_piece.followed_by(samples)
+            self.kept[WHOLE].pop()
+        self.kept[WHOLE].append(samples.whole())
+        self.last_run = self._last_piece = samples
+        self._marked = False
+        if not goes_on and run.origin is not None:
+            self._origins.append(run.origin)
 
     # -- results ----------------------------------------------------------------------------------
 
@@ -166,12 +210,15 @@ class Ledger:
         row = self._row(observation.name, observation.module, keeps_time=True)
         row.spiking = layer.traits.role is Role.SPIKING
         row.neurons = output[0, 0].numel()
+        output = _without_padding(output, observation)
         self._last_output = Tallied.of(output)
-        by_sample: dict[Series, Tensor] = {}
-        if self._per_sample:
-            by_sample["neuron_updates_active"] = nonzero_per_sample(output, sequence=True)
         values = self._last_output.tally
         active: dict[Series, Tensor] = {"neuron_updates_active": values.events}
+        by_sample: dict[Series, Tensor] = {}
+        if self._per_sample or _has_own_phases(observation):
+            by_sample["neuron_updates_active"] = nonzero_per_sample(output, sequence=True)
+        if _has_own_phases(observation):
+            active = by_sample
         row.note(observation, self._ticks, active, by_sample, values, synaptic=False)
 
     def _count_inner_synapses(self, observation: Observation) -> None:
@@ -191,6 +238,7 @@ class Ledger:
             row.note_silence(observation, self._ticks, operator)
             return
         self._check_batch(observation, values.shape[1])
+        values = _without_padding(values, observation)
         seen = Tallied.of(values, row.last, self._last_output)
         row.last = seen
         output = observation.output
@@ -200,10 +248,18 @@ class Ledger:
         if output is not None:
             row.outputs = output[0, 0].numel()
         fan_out = row.fan_out(operator, seen.unit_shape, values.device, size)
-        series = row.counted(seen.tally, fan_out)
+        series: Mapping[Series, Tensor]
         by_sample: dict[Series, Tensor] = {}
-        if self._per_sample:
+        if self._per_sample or _has_own_phases(observation):
             by_sample["synops"] = synops_per_sample(values, fan_out, sequence=True)
+        if _has_own_phases(observation):
+            series = {
+                **by_sample,
+                "synops_weighted": weighted_per_sample(values, fan_out, sequence=True),
+                "events": nonzero_per_sample(values, sequence=True),
+            }
+        else:
+            series = row.counted(seen.tally, fan_out)
         row.note(observation, self._ticks, series, by_sample, seen.tally, synaptic=True)
 
     def _row(
@@ -233,9 +289,28 @@ class Ledger:
             )
 
 
+def _has_own_phases(observation: Observation) -> bool:
+    """Whether each sample has phases of its own, so that counts are spread sample by sample."""
+    phases = observation.run.phases
+    return phases is not None and phases.ndim == 2
+
+
+def _without_padding(values: Tensor, observation: Observation) -> Tensor:
+    """``[T, B, *units]`` with zeros, which count as nothing, where a sample has ended."""
+    active = observation.active
+    if active is None:
+        return values
+    padding = ~active.to(values.device, non_blocking=True)
+    return values.masked_fill(padding.reshape(*padding.shape, *(1,) * (values.ndim - 2)), 0)
+
+
 def _phases(run: Run, steps: int) -> Tensor:
-    """Which timestep is in which phase: float64 ``[phases, T]`` of 0 and 1."""
-    phases = torch.zeros(len(_ROWS), steps, dtype=torch.float64)
+    """Which timestep is in which phase: float64 ``[phases, T]`` of 0 and 1.
+
+    ``[phases, T, B]`` where each sample has its own.
+    """
+    own = () if run.phases is None else run.phases.shape[1:]
+    phases = torch.zeros(len(_ROWS), steps, *own, dtype=torch.float64)
     if run.phases is None:
         phases[_ROWS.index(_UNKNOWN)] = 1
         return phases

@@ -25,7 +25,7 @@ from dynvision_snn.adapters import Adapter
 from dynvision_snn.energy.budget import EnergyBudget
 from dynvision_snn.energy.ledger import Ledger
 from dynvision_snn.energy.reducing import summed_over_ranks
-from dynvision_snn.energy.samples import WHOLE, SampleEnergy
+from dynvision_snn.energy.samples import WHOLE, Onsets, SampleEnergy
 from dynvision_snn.energy.survey import (
     adapters_for,
     check_not_replaced,
@@ -126,7 +126,7 @@ class EnergyMeter(Listener):
             raise EnergyError("next_run() belongs inside the meter's `with` block.")
         self._attachment.begin_run(Run())
 
-    def mark(self, name: str, times: Tensor, onsets: Sequence[int] = (0,)) -> None:
+    def mark(self, name: str, times: Tensor, onsets: Onsets = (0,)) -> None:
         """Keeps what each sample of the last run cost from each onset through a moment.
 
         Call it after a TimedModel's run (in a bare loop, after `next_run`), before the next one.
@@ -135,7 +135,8 @@ class EnergyMeter(Listener):
             name: what the moment is called, such as ``"settling"`` or ``"decision"``.
             times: ms after each onset, ``[onsets, B]``; NaN for a sample that has no such moment.
                 The timestep in which it lies is included.
-            onsets: timesteps at which the counting begins, as ``Presentation.onsets``.
+            onsets: timesteps at which the counting begins, as ``Presentation.onsets``; or those of
+                each sample, ``[onsets, B]``.
 
         Raises:
             EnergyError: without ``per_sample=True``, without a finished run or a known dt, or times
@@ -152,8 +153,7 @@ class EnergyMeter(Listener):
                 f"mark({name!r}) belongs after a run of a TimedModel, whose timestep is known, and "
                 "before the next one begins."
             )
-        cost = last.until(times, onsets, dt)
-        self._ledger.kept.setdefault(name, []).append(cost)
+        self._ledger.mark(name, last, times, onsets, dt)
 
     def budget(self, dt: float | None = None) -> EnergyBudget:
         """What was counted, per sample. Inside the block it ends the run.

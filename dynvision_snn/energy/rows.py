@@ -16,12 +16,46 @@ from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
 from dynvision_snn.observation import Observation
 
 
-def grown(total: Tensor, run: Tensor) -> Tensor:
-    """The sum of two ``[phases, T]``, each as long as it is."""
-    longer, shorter = (total, run) if total.shape[1] >= run.shape[1] else (run, total)
-    summed = longer.clone()
-    summed[:, : shorter.shape[1]] += shorter.to(summed.device)
+def grown(total: Tensor, run: Tensor, start: int = 0) -> Tensor:
+    """The sum of two ``[phases, T]``, each as long as it is; `run` begins at timestep `start`."""
+    stop = start + run.shape[1]
+    summed = run.new_zeros(len(run), max(stop, total.shape[1]))
+    summed[:, : total.shape[1]] = total.to(summed.device)
+    summed[:, start:stop] += run
     return summed
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Spread:
+    """How the counts of a run are spread over phases and timesteps.
+
+    Attributes:
+        phases: ``[phases, T]`` of 0 and 1; ``[phases, T, B]`` where each sample has its own, and
+            padding is in none.
+        batch_size: B.
+        start: the timestep at which the run begins.
+    """
+
+    phases: Tensor
+    batch_size: int
+    start: int = 0
+
+    @property
+    def n_timesteps(self) -> int:
+        """T."""
+        return self.phases.shape[1]
+
+    @property
+    def present(self) -> Tensor:
+        """Samples in each phase at each timestep: ``[phases, T]``."""
+        return self.phases * self.batch_size if self.phases.ndim == 2 else self.phases.sum(2)
+
+    def of(self, counts: Tensor) -> Tensor:
+        """Counts of the batch ``[T]``, or of each sample ``[T, B]``, as ``[phases, T]``."""
+        phases = self.phases.to(counts.device, non_blocking=True)
+        if phases.ndim == 3 and counts.ndim == 2:
+            return (phases * counts).sum(2)
+        return phases * (counts if counts.ndim == 1 else counts.sum(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +108,11 @@ class Sums:
     least: Tensor | None = None
     most: Tensor | None = None
 
-    def add(self, series: Mapping[Series, Tensor], phases: Tensor, values: Sequence[Tally]) -> None:
-        """Adds one run: series ``[T]``, spread over its `phases`, ``[phases, T]``."""
+    def add(self, series: Mapping[Series, Tensor], start: int, values: Sequence[Tally]) -> None:
+        """Adds one run, which begins at timestep `start`: series ``[phases, T]``."""
         for name, counts in series.items():
-            spread = phases.to(counts.device, non_blocking=True) * counts
-            known = self.series.get(name)
-            self.series[name] = spread if known is None else grown(known.to(spread.device), spread)
+            known = self.series.get(name, counts[:, :0])
+            self.series[name] = grown(known, counts, start)
         if values:
             device = values[-1].least.device
             least = torch.cat([value.least.to(device) for value in values]).amin()
@@ -95,7 +128,7 @@ class Noted:
     Attributes:
         t0, t1: its timesteps.
         tick: how often the whole model had been called before.
-        series: counts, ``[t1 - t0]`` each.
+        series: counts, ``[t1 - t0]`` each; ``[t1 - t0, B]`` where samples have their own phases.
         by_sample: counts of each sample, ``[t1 - t0, B]``; empty unless they are wanted.
         dense: dense operations of a sample and timestep.
         values: what the layer received, or emitted.
@@ -196,7 +229,7 @@ class Row:
         *,
         synaptic: bool,
     ) -> None:
-        """Notes the counts of one call, ``[t1 - t0]`` each, and what it was counted from."""
+        """Notes the counts of one call, and what it was counted from."""
         dense = self.dense_now if synaptic else 0
         self.noted.append(
             Noted(observation.t0, observation.t1, tick, series, by_sample, dense, values)
@@ -219,24 +252,23 @@ class Row:
             self.fan_out(operator, output.shape[2:])
         return self.dense_now
 
-    def close_run(self, phases: Tensor, idle: Tensor, batch_size: int) -> dict[Series, Tensor]:
+    def close_run(self, spread: Spread, idle: Spread) -> dict[Series, Tensor]:
         """Adds the run to the sums.
 
         Args:
-            phases: the phases of its timesteps, ``[phases, T]`` of 0 and 1.
-            idle: the same of its idle timesteps, ``[1, T_idle]``.
-            batch_size: B.
+            spread: of its timesteps.
+            idle: of its idle timesteps, in one phase.
 
         Returns:
             What was counted of each sample, ``[T, B]``; empty where it was not wanted.
         """
-        n_idle = idle.shape[1]
+        n_idle = idle.n_timesteps
         shown = [call for call in self.noted if call.t0 >= 0]
         before = [call.at(call.t0 + n_idle) for call in self.noted if call.t0 < 0]
-        self._add(self.shown, shown, phases, batch_size)
+        self._add(self.shown, shown, spread)
         if n_idle:
-            self._add(self.idle, before, idle, batch_size)
-        by_sample = self._by_sample(shown, phases.shape[1], batch_size)
+            self._add(self.idle, before, idle)
+        by_sample = self._by_sample(shown, spread.n_timesteps, spread.batch_size)
         self.drop_run()
         return by_sample
 
@@ -254,24 +286,27 @@ class Row:
             **({} if sums.most is None else {"most": float(sums.most)}),
         )
 
-    def _add(self, sums: Sums, calls: Sequence[Noted], phases: Tensor, batch_size: int) -> None:
-        n_timesteps = phases.shape[1]
+    def _add(self, sums: Sums, calls: Sequence[Noted], spread: Spread) -> None:
+        n_timesteps, present = spread.n_timesteps, spread.present
         names = {name for call in self.noted for name in call.series}
         series = {
-            name: _over_time(
-                [(call.t0, call.series[name]) for call in calls if name in call.series], n_timesteps
+            name: spread.of(
+                _over_time(
+                    [(call.t0, call.series[name]) for call in calls if name in call.series],
+                    n_timesteps,
+                )
             )
             for name in names
         }
         if self.neurons:
-            series["neuron_updates"] = self._updates(calls, n_timesteps) * batch_size
+            series["neuron_updates"] = self._updates(calls, n_timesteps) * present
             if self.spiking:
                 series["spikes"] = series["neuron_updates_active"]
         if self.synapses is not None:
-            series["synops_dense"] = self._dense_over_time(calls, n_timesteps) * batch_size
+            series["synops_dense"] = self._dense_over_time(calls, n_timesteps) * present
             for name in ("synops", "synops_weighted", "events"):
-                series.setdefault(name, torch.zeros(n_timesteps, dtype=torch.float64))
-        sums.add(series, phases, [call.values for call in calls if call.values is not None])
+                series.setdefault(name, torch.zeros_like(present))
+        sums.add(series, spread.start, [call.values for call in calls if call.values is not None])
 
     def _by_sample(
         self, calls: Sequence[Noted], n_timesteps: int, batch_size: int

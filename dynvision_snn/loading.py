@@ -1,0 +1,172 @@
+"""What a loader yields, arranged in time: inputs, and the right answer at every timestep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynvision_snn.errors import DataError
+from dynvision_snn.presentation import Phase, split_labels
+from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch, check_timed_inputs
+from dynvision_snn.readout import stimulus_asked
+
+__all__ = ["LoadedBatch", "arrange"]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedBatch:
+    """One batch of a loader.
+
+    Attributes:
+        inputs: images ``[B, *features]`` (``[K, B, *features]`` of K stimuli); or, with
+            `time_axis` 0, the inputs of every timestep ``[T, B, *features]``.
+        labels: ``[B]`` (``[K, B]`` of K stimuli); or, with `time_axis` 0, ``[B]`` or ``[T, B]``.
+        presentation: what the timesteps are, of this batch.
+        time_axis: 0 where the inputs have time themselves, else None; as a TimedModel takes it.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    presentation: AnyPresentation
+    time_axis: int | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """B."""
+        return self.labels.shape[-1]
+
+    def to(self, device: torch.device) -> LoadedBatch:
+        """The same on another device."""
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+    def by_sample(self) -> tuple[Tensor, Tensor]:
+        """Inputs and labels with the batch first."""
+        inputs, labels = self.inputs, self.labels
+        if self._leads:
+            inputs = inputs.transpose(0, 1)
+        return inputs, labels if labels.ndim == 1 else labels.transpose(0, 1)
+
+    def first(self) -> LoadedBatch:
+        """A batch of its first sample; a copy, since a loader may fill the same memory again."""
+        inputs = self.inputs[:, :1] if self._leads else self.inputs[:1]
+        one = self.presentation
+        return replace(
+            self,
+            inputs=inputs.clone(),
+            labels=self.labels[..., :1].clone(),
+            presentation=one[:1] if isinstance(one, PresentationBatch) else one,
+        )
+
+    @property
+    def _leads(self) -> bool:
+        """Whether an axis comes before the batch: time, or stimuli."""
+        return self.time_axis == 0 or self.presentation.n_stimuli > 1
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """The right class at every timestep, int64 ``[T, B]``; ``ignore_index`` where none is.
+
+        It is about the stimulus shown, during null input about the last one shown.
+        """
+        presentation, labels = self.presentation, self.labels
+        shape = (presentation.n_timesteps, self.n_samples)
+        if labels.ndim == 2 and self.time_axis == 0:
+            answers = labels
+        elif labels.ndim == 1:
+            answers = labels.expand(shape)
+        else:
+            asked = (stimulus_asked(presentation.stimulus_at) - 1).clamp(min=0)
+            at = asked if asked.ndim == 2 else asked[:, None].expand(shape)
+            answers = labels.gather(0, at.to(labels.device))
+        padding = self._codes == Phase.PADDING
+        return answers.masked_fill(padding.to(labels.device), presentation.ignore_index)
+
+    @property
+    def targets(self) -> Tensor:
+        """The answers at supervised timesteps, ``ignore_index`` at others: int64 ``[T, B]``."""
+        elsewhere = self._codes != Phase.SUPERVISED
+        ignored = self.presentation.ignore_index
+        return self.answers.masked_fill(elsewhere.to(self.labels.device), ignored)
+
+    @property
+    def _codes(self) -> Tensor:
+        codes = self.presentation.phase_codes
+        return codes if codes.ndim == 2 else codes[:, None]
+
+
+def arrange(batch: Any, presentation: AnyPresentation, time_axis: int | None = None) -> LoadedBatch:
+    """One batch as a loader yields it, time first.
+
+    Args:
+        batch: a pair of inputs and labels.
+        presentation: what the timesteps are.
+        time_axis: None for images, which the presentation shows; 0 or 1 for inputs that have time
+            themselves, ``[T, B, *features]`` or ``[B, T, *features]``. Labels are then ``[B]``, or
+            ``[T, B]`` or ``[B, T]`` like the inputs; they are looked at where the presentation is
+            supervised.
+
+    Raises:
+        DataError: for something else than a pair of tensors, or labels that do not fit.
+        PresentationError: for inputs or labels that do not fit the presentation.
+
+    >>> from dynvision_snn.presentation import Presentation
+    >>> pair = torch.rand(2, 3, 5), torch.tensor([[7, 7, 7], [8, 8, 9]])  # [B, T, ...]
+    >>> loaded = arrange(pair, Presentation("011", dt=2.0), time_axis=1)
+    >>> loaded.inputs.shape, loaded.targets.tolist()
+    (torch.Size([3, 2, 5]), [[-1, -1], [7, 8], [7, 9]])
+    """
+    inputs, labels = _pair(batch)
+    if time_axis is None:
+        stimuli = split_labels(labels, presentation.n_stimuli)
+        _check_samples(inputs, 1 if presentation.n_stimuli > 1 else 0, len(stimuli[0]))
+        return LoadedBatch(inputs, labels, presentation)
+    if time_axis not in (0, 1):
+        raise DataError(
+            f"time_axis={time_axis!r}; expected 0 for inputs [T, B, ...], 1 for [B, T, ...], or "
+            "None for images."
+        )
+    if inputs.ndim < 2:
+        raise DataError(
+            f"the loader gave inputs of shape {list(inputs.shape)}; expected time and batch axes."
+        )
+    if time_axis == 1:
+        inputs = inputs.transpose(0, 1)
+        labels = labels.transpose(0, 1) if labels.ndim == 2 else labels
+    n_timesteps, n_samples = inputs.shape[:2]
+    check_timed_inputs(presentation, n_timesteps, n_samples)
+    if tuple(labels.shape) not in ((n_samples,), (n_timesteps, n_samples)):
+        raise DataError(
+            f"the loader gave labels of shape {list(labels.shape)} with {n_timesteps} timesteps "
+            f"of {n_samples} samples; expected one label per sample [{n_samples}], or one per "
+            "timestep and sample, with its axes as those of the inputs."
+        )
+    split_labels(labels.flatten(), 1)
+    return LoadedBatch(inputs, labels, presentation, 0)
+
+
+def _check_samples(inputs: Tensor, axis: int, n_labels: int) -> None:
+    if inputs.ndim <= axis or inputs.shape[axis] != n_labels:
+        raise DataError(
+            f"the loader gave inputs of shape {list(inputs.shape)} with labels for {n_labels} "
+            "samples; expected images [B, ...] and labels [B] (a stimulus axis before each for "
+            "several stimuli). For inputs that have time themselves say time_axis=."
+        )
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if (
+        not isinstance(batch, tuple | list)
+        or len(batch) != 2
+        or not all(isinstance(part, Tensor) for part in batch)
+    ):
+        kinds = (
+            f"{type(batch).__name__} of {', '.join(type(part).__name__ for part in batch)}"
+            if isinstance(batch, tuple | list)
+            else type(batch).__name__
+        )
+        raise DataError(f"the loader gave a {kinds}; expected pairs of tensors (inputs, labels).")
+    return batch[0], batch[1]
