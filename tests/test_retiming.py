@@ -749,11 +749,13 @@ def test_bad_arguments_are_refused() -> None:
 
 def test_spikingjelly_is_retimed_too() -> None:
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
+    own = {"surrogate_function": surrogate.Sigmoid()}  # the default is shared by all nodes
     for node, analog, spikes in (
-        (neuron.LIFNode(tau=10.0, decay_input=True), 1.0, 2.0),
-        (neuron.LIFNode(tau=10.0, decay_input=False), 0.5, 1.0),
-        (neuron.ParametricLIFNode(init_tau=10.0, decay_input=True), 1.0, 2.0),
-        (neuron.IFNode(), 0.5, 1.0),
+        (neuron.LIFNode(tau=10.0, decay_input=True, **own), 1.0, 2.0),
+        (neuron.LIFNode(tau=10.0, decay_input=False, **own), 0.5, 1.0),
+        (neuron.ParametricLIFNode(init_tau=10.0, decay_input=True, **own), 1.0, 2.0),
+        (neuron.IFNode(**own), 0.5, 1.0),
     ):
         net = nn.Sequential(nn.Linear(4, 6), node)
         model = dvs.wrap(net, dt=1.0)

@@ -261,7 +261,9 @@ class Scaling:
         assert module.running_mean is not None
         assert module.running_var is not None
         with torch.no_grad():
-            by, of_bias = _along(factor, module, name), _along(analog, module, name)
+            by, of_bias = (
+                _along(each, module, name).to(module.weight.device) for each in (factor, analog)
+            )
             deviation = (module.running_var.double() + module.eps).sqrt()
             drift = module.weight.double() * module.running_mean.double() / deviation
             bias = of_bias * module.bias.double() + (by - of_bias) * drift
