@@ -76,3 +76,11 @@ def data(
         return TensorDataset(centres + 0.3 * torch.rand(n, FEATURES, generator=generator), labels)
 
     return part(n_training), part(n_test)
+
+
+def wider() -> nn.Module:
+    """`net` with more neurons."""
+    body = net()
+    assert isinstance(body, nn.Sequential)
+    body[1], body[4] = nn.Linear(FEATURES, 20), nn.Linear(20, CLASSES)
+    return body
