@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter, Adapters, Layer, Role
+from dynvision_snn.adapters.finding import uncompiled
 from dynvision_snn.engine.calling import Stepping
 from dynvision_snn.engine.looking import Look, look
 from dynvision_snn.engine.pickling import check_picklable
@@ -195,9 +196,12 @@ class TimedModel(RunHost):
         if self._look is not None:
             calling = self._look.calling
             stepping, time_axis = calling.stepping, calling.time_axis
-            readout = self._look.readout or ""
+            readout = self._look.readout
+            if readout is None:
+                readout = "the model's output"
         if readout is not None:
-            readout = readout or "the model's output"
+            # Without a name, a bare layer.
+            readout = readout or ("the model itself" if self._is_layer else "the model's output")
             if self.n_classes is not None:
                 readout += f", {self.n_classes} classes of several units each"
         if stepping == "step":
@@ -206,6 +210,10 @@ class TimedModel(RunHost):
             return None, readout
         axes = "[B, T, ...]" if time_axis == 1 else "[T, B, ...]"
         return f"called once per run, with {axes}", readout
+
+    @property
+    def _is_layer(self) -> bool:
+        return self.adapters.layer(uncompiled(self.net)) is not None
 
     def extra_repr(self) -> str:
         """What `repr` shows beside the model inside."""

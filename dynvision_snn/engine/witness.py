@@ -136,8 +136,8 @@ def witnessed(net: nn.Module, watched: Sequence[Watched]) -> Iterator[dict[str, 
     seen: dict[str, Seen] = {}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(devices=_gpus(net)))
-        stack.enter_context(_unheard(net))
+        stack.enter_context(torch.random.fork_rng(devices=gpus(net)))
+        stack.enter_context(unheard(net))
         for item in watched:
             held: list[Tensor] = []
             for handle in (
@@ -201,13 +201,14 @@ def _witness(item: Watched, seen: dict[str, Seen], held: list[Tensor]) -> Any:
     return hook
 
 
-def _gpus(net: nn.Module) -> list[int]:
+def gpus(net: nn.Module) -> list[int]:
+    """The indices of the GPUs that it is on."""
     tensors = [*net.parameters(), *net.buffers()]
     return sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
 
 
 @contextmanager
-def _unheard(net: nn.Module) -> Iterator[None]:
+def unheard(net: nn.Module) -> Iterator[None]:
     """Takes away forward hooks, and our own pre-hooks.
 
     Others' pre-hooks stay: pruning and reparametrisation make their weights in them.
