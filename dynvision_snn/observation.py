@@ -13,9 +13,10 @@ is garbage-collected, and never travel with a deep copy or a pickle of the model
 
 from __future__ import annotations
 
+import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -242,16 +243,32 @@ class RunHost(nn.Module):
                 stack.callback(attachment.end_run)
 
 
+def _call(function: Callable[[tuple[Any, ...]], None], called: tuple[Any, ...]) -> None:
+    function(called)
+
+
+def _uncompiled(function: Callable[..., None]) -> Callable[..., None]:
+    """`function`, not traced by a compiled model that calls it, which breaks its graph instead.
+
+    Where the compiler was never imported there is none, and importing it takes seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    disabled: Callable[..., None] = torch._dynamo.disable(function)
+    return disabled
+
+
 class LayerHook:
     """The hook on one module. Deep copies and pickles of it are inert."""
 
-    __slots__ = ("_attachment", "watched")
+    __slots__ = ("_attachment", "as_is", "watched")
 
     def __init__(
         self, attachment: Attachment | None = None, watched: Watched | None = None
     ) -> None:
         self._attachment = None if attachment is None else weakref.ref(attachment)
         self.watched = watched
+        self.as_is = _uncompiled(_call)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -270,6 +287,9 @@ class LayerHook:
 
 class _BeforeHook(LayerHook):
     def __call__(self, *called: Any) -> None:
+        self.as_is(self._before, called)
+
+    def _before(self, called: tuple[Any, ...]) -> None:
         _, args, kwargs = called
         attachment = self.attachment
         if attachment is not None and self.watched is not None:
@@ -278,6 +298,9 @@ class _BeforeHook(LayerHook):
 
 class _AfterHook(LayerHook):
     def __call__(self, *called: Any) -> None:
+        self.as_is(self._after, called)
+
+    def _after(self, called: tuple[Any, ...]) -> None:
         _, args, kwargs, output = called
         attachment = self.attachment
         if attachment is not None and self.watched is not None:

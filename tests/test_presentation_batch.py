@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 import dynvision_snn as dvs
 from dynvision_snn.errors import EnergyError, PresentationError, PresentationWarning, TimingError
 from dynvision_snn.losses import CrossEntropyLoss, EnergyLoss, build_criterion
+from dynvision_snn.losses.synops import SynopsLoss
 from dynvision_snn.presentation import Phase
 from dynvision_snn.presentation_batch import time_range
+from dynvision_snn.training.firing import FiringRate
 from tests.models import CLASSES, DT, FEATURES, STYLES
 
 P = dvs.Presentation
@@ -257,6 +259,32 @@ def test_energy_loss_and_gradient_are_those_of_each_sample_alone(name, p):
     for gradient, weight in zip(gradients, model.parameters(), strict=True):
         if gradient is not None:
             assert torch.allclose(gradient, weight.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        SynopsLoss,
+        lambda: SynopsLoss(relative=False),
+        lambda: SynopsLoss(profile="loihi"),
+        FiringRate,
+    ],
+)
+@pytest.mark.parametrize("name", ["sequential_init_hidden", "norse_list", "loop_inside"])
+def test_costs_that_are_trained_on_are_those_of_each_sample_alone(name, build):
+    model, images, ones = wrapped(name), images_of(5), ones_of()
+    with torch.no_grad():
+        loss = build()
+        loss.register_hooks(model)
+        model(images, dvs.PresentationBatch(ones, n_timesteps=9))
+        together = loss.compute_loss()
+        alone = []
+        for b, one in enumerate(ones):
+            model(images[b : b + 1], one)
+            alone.append(loss.compute_loss())
+        loss.remove_hooks()
+    assert together.sum() > 0
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-4)
 
 
 def test_a_mean_over_padding_would_be_another_number():

@@ -210,7 +210,7 @@ class Ledger:
         row = self._row(observation.name, observation.module, keeps_time=True)
         row.spiking = layer.traits.role is Role.SPIKING
         row.neurons = output[0, 0].numel()
-        output = _without_padding(output, observation)
+        output = observation.without_padding(output)
         self._last_output = Tallied.of(output)
         values = self._last_output.tally
         active: dict[Series, Tensor] = {"neuron_updates_active": values.events}
@@ -238,7 +238,7 @@ class Ledger:
             row.note_silence(observation, self._ticks, operator)
             return
         self._check_batch(observation, values.shape[1])
-        values = _without_padding(values, observation)
+        values = observation.without_padding(values)
         seen = Tallied.of(values, row.last, self._last_output)
         row.last = seen
         output = observation.output
@@ -293,15 +293,6 @@ def _has_own_phases(observation: Observation) -> bool:
     """Whether each sample has phases of its own, so that counts are spread sample by sample."""
     phases = observation.run.phases
     return phases is not None and phases.ndim == 2
-
-
-def _without_padding(values: Tensor, observation: Observation) -> Tensor:
-    """``[T, B, *units]`` with zeros, which count as nothing, where a sample has ended."""
-    active = observation.active
-    if active is None:
-        return values
-    padding = ~active.to(values.device, non_blocking=True)
-    return values.masked_fill(padding.reshape(*padding.shape, *(1,) * (values.ndim - 2)), 0)
 
 
 def _phases(run: Run, steps: int) -> Tensor:

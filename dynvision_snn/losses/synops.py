@@ -59,14 +59,14 @@ class _Cost:
 
     Attributes:
         events: operations or active updates of each sample, ``[B]``.
-        possible: how many they could have been, per sample.
+        possible: how many they could have been, per sample; ``[B]`` where some are padding.
         least, most: the smallest nonzero and the largest ``|x|``, 0-dim.
         spiking: whether they are active updates of a spiking layer.
         neurons: whether they are updates at all; else synaptic operations.
     """
 
     events: Tensor
-    possible: float
+    possible: float | Tensor
     least: Tensor
     most: Tensor
     spiking: bool = False
@@ -190,9 +190,10 @@ class SynopsLoss(ListeningLoss):
             self._add_synapses(observation, "", observation.module, observation.inputs)
             return
         if output is not None and self.profile is not None:
+            output = observation.without_padding(output)
             spiking = layer.traits.role is Role.SPIKING
             active = events(output).reshape(*output.shape[:2], -1)
-            possible = active.shape[0] * active.shape[2]
+            possible = observation.n_active * active.shape[2]
             cost = _cost(output, active.sum((0, 2)), possible, spiking=spiking, neurons=True)
             self._add(observation, "", cost)
         inner = layer.adapter.synapses(observation.module) if observation.presynaptic else ()
@@ -222,13 +223,14 @@ class SynopsLoss(ListeningLoss):
             if observation.output is None:
                 return
             nothing = observation.output.new_zeros(observation.output.shape[1])
-            dense = row.dense_of_silence(observation, operator)
+            dense = row.dense_of_silence(observation, operator) * observation.n_active
             self._add(observation, suffix, _cost(nothing, nothing, dense))
             return
+        values = observation.without_padding(values)
         fan_out = row.fan_out(operator, values.shape[2:], values.device)
         fired = events(values).reshape(*values.shape[:2], -1)
         operations = (fired @ fan_out.to(fired.dtype).flatten()).sum(0)
-        dense = row.dense_now * values.shape[0]
+        dense = row.dense_now * observation.n_active
         self._add(observation, suffix, _cost(values, operations, dense))
 
     def _add(self, observation: Observation, suffix: str, cost: _Cost) -> None:
@@ -263,12 +265,13 @@ class SynopsLoss(ListeningLoss):
         total = torch.stack([cost.to(device) for cost, _ in taken]).sum(0)
         if not self.relative:
             return total
-        dense = torch.stack([most.to(device) for _, most in taken]).sum()
-        return total / dense
+        dense = torch.stack([most.to(device) for _, most in taken]).sum(0)
+        # A chunk may hold nothing of a sample but its padding, which costs nothing.
+        return total / torch.where(dense == 0, 1, dense)
 
     def _priced(self, cost: _Cost) -> tuple[Tensor, Tensor]:
         """The cost of each sample, and what it would be if everything were active."""
-        possible = cost.events.new_tensor(cost.possible)
+        possible = torch.as_tensor(cost.possible).to(cost.events, non_blocking=True)
         if self.profile is None:
             return cost.events, possible
         figures = {term: figure or 0.0 for term, figure in self.profile.energies.items()}
@@ -289,16 +292,16 @@ class SynopsLoss(ListeningLoss):
 
 @torch.no_grad()
 def _magnitudes(values: Tensor) -> tuple[Tensor, Tensor]:
-    size = values.detach().abs()
-    return torch.where(size > 0, size, torch.inf).amin(), size.amax()
+    size = values.detach().abs().flatten()
+    return torch.threshold(size.float(), 0.0, torch.inf).amin(), size.float().amax()
 
 
 def _cost(
     values: Tensor,
     counted: Tensor,
-    possible: float,
+    possible: float | Tensor,
     *,
     spiking: bool = False,
     neurons: bool = False,
 ) -> _Cost:
-    return _Cost(counted, float(possible), *_magnitudes(values), spiking, neurons)
+    return _Cost(counted, possible, *_magnitudes(values), spiking, neurons)

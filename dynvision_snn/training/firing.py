@@ -40,7 +40,8 @@ class FiringRate(ListeningLoss):
     """The mean rate of all neurons that can spike, over the whole run, in Hz.
 
     The same number as ``budget.total.firing_rate`` of an `EnergyMeter`: idle time is in neither.
-    It needs a `TimedModel`, which knows how long a timestep is.
+    (Of samples of different lengths this is the mean of their rates, the budget's the rate over all
+    of their time.) It needs a `TimedModel`, which knows how long a timestep is.
 
     Args:
         reduction: over the batch: ``"mean"``, ``"sum"``, or ``"none"`` for ``[B]``.
@@ -48,7 +49,7 @@ class FiringRate(ListeningLoss):
     """
 
     _spikes: dict[str, Tensor]
-    _neuron_steps: dict[str, int]
+    _neuron_steps: dict[str, int | Tensor]
     _dt: float | None
 
     def __init__(self, reduction: str = "mean", adapters: Iterable[Adapter] = ()) -> None:
@@ -90,14 +91,14 @@ class FiringRate(ListeningLoss):
         output, name = observation.output, observation.name
         if output is None:
             raise LossError(f"the spikes of layer {name!r} could not be read over time.")
-        spikes = spike_count(output)
+        spikes = spike_count(observation.without_padding(output))
         if observation.recomputed:
             self._refuse_reentrant(name)
             return
         self._check_same_accumulation(name, spikes.shape[0])
         known = self._spikes.get(name)
         self._spikes[name] = spikes if known is None else known.to(spikes.device) + spikes
-        steps = (observation.t1 - observation.t0) * output[0, 0].numel()
+        steps = observation.n_active * output[0, 0].numel()
         self._neuron_steps[name] = self._neuron_steps.get(name, 0) + steps
 
     def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
@@ -115,6 +116,8 @@ class FiringRate(ListeningLoss):
         counted = list(self._spikes.values())
         device = counted[0].device
         total = torch.stack([spikes.to(device) for spikes in counted]).sum(0)
-        seconds = sum(self._neuron_steps.values()) * self._dt * 1e-3
+        # A chunk may hold nothing of a sample but its padding, without spikes.
+        steps = torch.as_tensor(sum(self._neuron_steps.values())).clamp(min=1)
+        seconds = steps.to(device, non_blocking=True) * (self._dt * 1e-3)
         self._take()
         return total / seconds
