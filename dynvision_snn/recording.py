@@ -13,6 +13,8 @@ from dynvision_snn.adapters import Layer, Role
 from dynvision_snn.adapters.base import MembraneTiming, map_tensors
 from dynvision_snn.errors import ObservationError, WrapError
 from dynvision_snn.observation import Listener, Observation
+from dynvision_snn.report.markup import to_html
+from dynvision_snn.report.tables import Column, lay_out
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -184,6 +186,29 @@ class Recording:
             f"Recording({self.duration:g} ms = {steps} timesteps of {self.dt:g} ms, "
             f"{batch} samples, {classes} classes, {readout}{reset}{layers})"
         )
+
+    def _repr_html_(self) -> str:
+        decoded = {"layer": self.readout or "(the model's output)", "decoded": "yes"}
+        rows = [{**decoded, "membrane": self.membrane, "spikes": self.spikes}]
+        rows += [
+            {"layer": name, "membrane": layer.membrane, "spikes": layer.spikes}
+            for name, layer in self.layers.items()
+        ]
+        shown = [
+            {**row, "membrane": _shape(row["membrane"]), "spikes": _shape(row["spikes"])}
+            for row in rows
+        ]
+        columns = [
+            Column("layer", "layer"),
+            Column("decoded", "decoded"),
+            Column("membrane", "membrane [T, B, ...]"),
+            Column("spikes", "spikes [T, B, ...]"),
+        ]
+        return to_html(lay_out(shown, columns), title=repr(self))
+
+
+def _shape(values: Tensor | None) -> str | None:
+    return None if values is None else " x ".join(map(str, values.shape))
 
 
 class Recorder(Listener):

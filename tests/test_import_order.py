@@ -24,6 +24,7 @@ ROOMS = [
     "timing",
     "schedule",  # the rules behind presentation
     "presentation",
+    "report",  # plain rows in; below all that shows itself in a notebook, or its progress
     "presentation_batch",  # one for each sample
     "noise",
     "encoding",
@@ -41,7 +42,6 @@ ROOMS = [
     "readout",
     "decision",  # when a readout's answer is good enough to act on
     "loading",  # a loader's batch, arranged in time
-    "report",  # plain rows in, so that a simulation may show its progress
     "provenance",  # what a simulation keeps of where it came from,
     "tracing",  # of one sample to look at,
     "moments",  # and of every sample's settling and decisions

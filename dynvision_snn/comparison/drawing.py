@@ -16,6 +16,7 @@ from dynvision_snn.comparison.measures import (
     joules_of,
 )
 from dynvision_snn.comparison.telling import priced_by, values
+from dynvision_snn.energy import HardwareProfile
 from dynvision_snn.moments import SETTLING
 from dynvision_snn.presentation import Presentation
 from dynvision_snn.report.anytime import accuracy_by_energy_spent
@@ -43,24 +44,32 @@ class Drawn:
     Attributes:
         figure: as matplotlib has it.
         caption: what it shows, for readers who do not see it, too.
+        note: source and basis of its energies.
     """
 
     figure: Figure
     caption: str
+    note: str = ""
 
 
-def figures(comparison: Comparison, width: float) -> dict[str, Drawn]:
+def figures(comparison: Comparison, width: float, *, noted: bool = True) -> dict[str, Drawn]:
     """All figures by name, in the order in which they are shown.
 
     Models that saw different presentations have time figures of their own.
+
+    Args:
+        comparison: what is drawn.
+        width: in inches.
+        noted: whether sources stand inside the figures; if not, whoever shows them beside text
+            shows `Drawn.note`.
     """
     styles = model_styles(comparison.runs)
     drawn: dict[str, Drawn] = {}
     for number, group in enumerate(_by_presentation(comparison), start=1):
         suffix = "" if number == 1 else f"-{number}"
-        for name, figure in _over_time(comparison, group, styles, width):
+        for name, figure in _over_time(comparison, group, styles, width, noted):
             drawn[name + suffix] = figure
-    drawn |= dict(_by_energy(comparison, styles, width))
+    drawn |= dict(_by_energy(comparison, styles, width, noted))
     names = file_names(comparison.runs)
     for model, (run, *_) in comparison.runs.items():
         for name, figure in _one_sample(model, run, styles[model], width):
@@ -86,6 +95,7 @@ def _over_time(
     group: Mapping[str, Sequence[Simulation]],
     styles: Mapping[str, ModelStyle],
     width: float,
+    noted: bool,
 ) -> Iterator[tuple[str, Drawn]]:
     presentation = next(iter(group.values()))[0].presentation
     profile = comparison.profiles[0]
@@ -107,31 +117,37 @@ def _over_time(
     )
     priced = {n: runs for n, runs in group.items() if not joules_of(runs[0], profile).lacks_synops}
     if priced:
+        note = priced_by(comparison, profile)
         figure = energy_and_accuracy_over_time(
             {name: energy_over_time(runs, profile) for name, runs in priced.items()},
             {name: accuracies[name] for name in priced},
             title="Accuracy and energy over time",
-            note=priced_by(comparison, profile),
+            note=note if noted else "",
             **time,
         )
         yield (
             "time",
-            Drawn(figure, "Accuracy, and the energy that each timestep takes, over one time axis."),
+            Drawn(
+                figure,
+                "Accuracy, and the energy that each timestep takes, over one time axis.",
+                _source(profile),
+            ),
         )
 
 
 def _by_energy(
-    comparison: Comparison, styles: Mapping[str, ModelStyle], width: float
+    comparison: Comparison, styles: Mapping[str, ModelStyle], width: float, noted: bool
 ) -> Iterator[tuple[str, Drawn]]:
     profile = comparison.profiles[0]
     note = priced_by(comparison, profile)
-    shared: dict[str, Any] = {"note": note, "styles": styles, "width": width}
+    shared: dict[str, Any] = {"note": note if noted else "", "styles": styles, "width": width}
     yield (
         "energy",
         Drawn(
             energy_by_layer(_layer_rows(comparison), title="Energy by layer", **shared),
             "Energy per sample of every layer that has any; layers that cannot be counted are "
             "named.",
+            _source(profile),
         ),
     )
     priced = {
@@ -154,6 +170,7 @@ def _by_energy(
                 **shared,
             ),
             "Accuracy against energy per sample. Filled: on the Pareto front.",
+            _source(profile),
         ),
     )
     curves = {name: curve for name, runs in priced.items() if (curve := anytime(runs, profile))}
@@ -177,6 +194,7 @@ def _by_energy(
                 "Lines: accuracy if every sample answered at the same time after the onset, by the "
                 "energy spent until then. Marks: each sample answers when its rule is met; "
                 "those that never decide count as wrong, and have no energy.",
+                _source(profile),
             ),
         )
 
@@ -241,6 +259,13 @@ def _layer_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 yield {"model": name, "layer": layer or "(model)", "joules": joules}
         for layer in runs[0].budget.uncounted:
             yield {"model": name, "layer": layer or "(model)", "joules": None}
+
+
+def _source(profile: HardwareProfile) -> str:
+    return (
+        f"Energies by {profile.name} ({profile.basis}): {profile.source}. Its caveats stand below "
+        "the first table."
+    )
 
 
 def _ordered(run: Simulation) -> list[str]:

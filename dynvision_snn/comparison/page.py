@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dynvision_snn.comparison import drawing, telling
-from dynvision_snn.report.figure import NARROW, to_svg
+from dynvision_snn.energy.showing import layer_grid
+from dynvision_snn.report.figure import NARROW, WIDTH, to_svg
 from dynvision_snn.report.page import Picture, Section, render
 from dynvision_snn.report.tables import Column, lay_out
 
@@ -18,13 +19,8 @@ __all__ = ["page"]
 _BY_SAMPLE = ("membrane", "raster")
 
 
-def page(comparison: Comparison, figures: Mapping[str, drawing.Drawn]) -> str:
-    """The report as HTML: tables, figures, layers, sources and the environment.
-
-    Args:
-        comparison: what is reported.
-        figures: its figures for wide screens, from `drawing.figures`.
-    """
+def page(comparison: Comparison) -> str:
+    """The report as HTML: tables, figures, layers, sources and the environment."""
     first, *others = telling.tables(comparison)
     named = f"{comparison.name}: " if comparison.name else ""
     title = f"{named}{', '.join(comparison.runs)}"
@@ -32,7 +28,7 @@ def page(comparison: Comparison, figures: Mapping[str, drawing.Drawn]) -> str:
     lead = [f"{run.n_samples} samples, each {run.presentation.describe()}."]
     general = [t for t in others if t.key == "ratios"]
     detailed = [t for t in others if t.key != "ratios"]
-    pictures = dict(_pictures(comparison, figures))
+    pictures = dict(_pictures(comparison))
     sections = [
         Section("Comparison", tables=[first.grid]),
         *(Section(table.title, tables=[table.grid]) for table in general),
@@ -51,17 +47,15 @@ def page(comparison: Comparison, figures: Mapping[str, drawing.Drawn]) -> str:
     return render(title, lead, comparison.differences, sections)
 
 
-def _pictures(
-    comparison: Comparison, wide: Mapping[str, drawing.Drawn]
-) -> Iterator[tuple[str, Picture]]:
-    narrow = drawing.figures(comparison, NARROW)
+def _pictures(comparison: Comparison) -> Iterator[tuple[str, Picture]]:
+    wide, narrow = (drawing.figures(comparison, w, noted=False) for w in (WIDTH, NARROW))
     for number, (name, drawn) in enumerate(wide.items()):
         yield (
             name,
             Picture(
                 to_svg(drawn.figure, f"w{number}"),
                 to_svg(narrow[name].figure, f"n{number}"),
-                drawn.caption,
+                f"{drawn.caption} {drawn.note}".strip(),
             ),
         )
 
@@ -69,26 +63,8 @@ def _pictures(
 def _layers(comparison: Comparison) -> Iterator[Section]:
     for name, runs in comparison.runs.items():
         budget = runs[0].budget
-        columns = [
-            Column("name", "layer"),
-            Column("kind", "class"),
-            Column("neurons", "neurons"),
-            Column("synapses", "synapses"),
-            Column("spikes", "spikes"),
-            Column("firing_rate", "rate", "Hz", decimals=1),
-            Column("synops_ac", "ACs", decimals=0),
-            Column("synops_mac", "MACs", decimals=0),
-            Column("synops_dense", "dense SynOps", decimals=0),
-            Column("neuron_updates", "neuron updates", decimals=0),
-        ]
-        rows = [
-            {column.key: getattr(layer, column.key) for column in columns}
-            for layer in (*budget.layers, budget.total)
-        ]
-        notes = [f"Not counted: {layer} ({why})." for layer, why in budget.uncounted.items()]
-        if len(runs) > 1:
-            notes.append(f"Of the first of {len(runs)} runs.")
-        grid = lay_out(rows, columns, notes=["Counts per sample.", *notes])
+        notes = [f"Of the first of {len(runs)} runs."] if len(runs) > 1 else []
+        grid = layer_grid([*budget.layers, budget.total], budget.uncounted, notes)
         yield Section(f"Layers of {name}", tables=[grid], folded=True)
 
 

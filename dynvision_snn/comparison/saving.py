@@ -56,7 +56,7 @@ def write_derived(comparison: Comparison, folder: Path) -> None:
             for table in tables
         ),
         "table.csv": to_csv(comparison.rows()),
-        "report.html": page.page(comparison, figures),
+        "report.html": page.page(comparison),
     }
     for name, text in written.items():
         write_text(folder / f"{start}{name}", text)

@@ -31,7 +31,9 @@ from dynvision_snn.energy.layers import (
     table,
 )
 from dynvision_snn.energy.pricing import Joules, price, price_series
+from dynvision_snn.energy.showing import layer_grid
 from dynvision_snn.errors import EnergyError, EnergyWarning, known_names
+from dynvision_snn.report.markup import to_html
 
 SCHEMA = 1
 """Version of `EnergyBudget.to_dict`'s layout."""
@@ -318,6 +320,10 @@ class EnergyBudget:
             f"<EnergyBudget of {len(self.counts)} layers, {self.n_samples} samples, "
             f"{self.n_timesteps} timesteps of {self.dt:g} ms>"
         )
+
+    def _repr_html_(self) -> str:
+        grid = layer_grid([*self.layers, self.total], self.uncounted)
+        return to_html(grid, title=str(self).partition("\n")[0])
 
     def _row(self, name: str, kind: str, layers: Sequence[LayerCounts]) -> LayerEnergy:
         counts = self._counts_by(layers)

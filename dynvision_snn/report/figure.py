@@ -275,7 +275,7 @@ def to_svg(figure: Figure, prefix: str) -> str:
     drawn = re.sub(r'(xlink:href="|url\()#', rf"\1#{prefix}-", drawn)
     for colour, name in ((INK, "ink"), (QUIET, "quiet"), (SHADE, "shade"), (HATCH, "hatch")):
         drawn = drawn.replace(colour, f"var(--{name})")
-    drawn = re.sub(r"#000000\b", "var(--ink)", drawn)
+    drawn = drawn.replace("#000000", "var(--ink)").replace("#ffffff", "var(--ground)")
     # The page decides about the width; the height follows from the view box.
     return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawn, count=1).replace(
         "<svg", "<svg role='img'", 1

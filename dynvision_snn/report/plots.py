@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dynvision_snn.errors import ComparisonError
 from dynvision_snn.report.figure import (
     BESIDE,
+    INK,
     QUIET,
     WIDTH,
     ModelStyle,
@@ -159,7 +160,12 @@ def energy_by_layer(
                 axes.barh(y, length, left=start, height=0.72, color=colour)
                 start += length
             axes.annotate(
-                _labelled(list(stack.values()), factor), (start, y), (3, 0), **BESIDE, fontsize=8
+                _labelled(list(stack.values()), factor),
+                (start, y),
+                (3, 0),
+                **BESIDE,
+                fontsize=8,
+                color=INK,
             )
             ticks[y] = layer
             y += 1
