@@ -29,7 +29,10 @@ from dynvision_snn.training import Epoch, fit
 
 HIDDEN_UNITS = 128
 MEMBRANE_TIME_CONSTANT = 20.0
-"""Of the snnTorch model's neurons, in ms; the Norse model has its library's own, 10 ms."""
+"""Of both libraries' neurons, in ms."""
+
+SYNAPSE_TIME_CONSTANT = 10.0
+"""Of the Norse model's currents, in ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +103,16 @@ def norse_model(dt: float) -> nn.Module:
             import norse.torch as norse
     except ImportError as error:
         raise MissingExtraError("norse", "norse", "The Norse model") from error
+    per_second = {
+        "tau_mem_inv": torch.tensor(1 / ms_to_seconds(MEMBRANE_TIME_CONSTANT)),
+        "tau_syn_inv": torch.tensor(1 / ms_to_seconds(SYNAPSE_TIME_CONSTANT)),
+    }
     return norse.SequentialState(
         nn.Flatten(),
         nn.Linear(64, HIDDEN_UNITS),
-        norse.LIFCell(dt=ms_to_seconds(dt)),
+        norse.LIFCell(norse.LIFParameters(**per_second), dt=ms_to_seconds(dt)),
         nn.Linear(HIDDEN_UNITS, 10),
-        norse.LICell(dt=ms_to_seconds(dt)),
+        norse.LICell(norse.LIParameters(**per_second), dt=ms_to_seconds(dt)),
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, Self, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from dynvision_snn.adapters import Adapter, Adapters, Layer, Role
+from dynvision_snn.adapters import Adapter, Adapters, Layer, Role, integration_problems
 from dynvision_snn.adapters.finding import uncompiled
 from dynvision_snn.engine.calling import Stepping
 from dynvision_snn.engine.looking import Look, look
@@ -28,7 +28,7 @@ from dynvision_snn.engine.precision import telling_dtypes
 from dynvision_snn.engine.shown import Shown, shown
 from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
 from dynvision_snn.engine.witness import left_as_found
-from dynvision_snn.errors import AdapterWarning, TimingError, WrapError, known_names
+from dynvision_snn.errors import AdapterWarning, TimingError, TimingWarning, WrapError, known_names
 from dynvision_snn.finite import FiniteCheck, check_inputs
 from dynvision_snn.observation import Attachment, Clock, Run, RunHost, Watched, watchable
 from dynvision_snn.presentation_batch import AnyPresentation
@@ -79,6 +79,7 @@ def wrap(
 
     Warns:
         AdapterWarning: for a layer whose library computes something unexpected.
+        TimingWarning: where `dt` is coarse for a time constant (over a quarter of it), or unstable.
 
     >>> import torch, dynvision_snn as dvs
     >>> gru = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -159,6 +160,8 @@ class TimedModel(RunHost):
                     AdapterWarning,
                     stacklevel=3,
                 )
+        for problem in integration_problems(layers, self.dt):
+            warnings.warn(problem, TimingWarning, stacklevel=3)
         known = [layer.name for layer in layers]
         if readout not in (None, "", *known):
             raise WrapError(

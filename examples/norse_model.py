@@ -19,13 +19,13 @@ def main():
 
     net = norse.SequentialState(
         norse.Lift(nn.Linear(64, 100)),
-        norse.LIFRecurrent(100, 100, dt=0.002),  # Norse counts seconds
+        norse.LIFRecurrent(100, 100, dt=0.001),  # Norse counts seconds
         norse.Lift(nn.Linear(100, 10)),
-        norse.LI(dt=0.002),
+        norse.LI(dt=0.001),
     )
-    model = dvs.wrap(net, dt=2.0)  # ms; a dt that disagrees with Norse's is an error
+    model = dvs.wrap(net, dt=1.0)  # ms; a dt that disagrees with Norse's is an error
     presentation = dvs.Presentation.from_phases(
-        [("fixation", 4, 0), ("digit", 24, 1), ("delay", 8, 0)], dt=2.0, reaction_time=8.0
+        [("fixation", 4, 0), ("digit", 24, 1), ("delay", 8, 0)], dt=1.0, reaction_time=8.0
     )
 
     with build_criterion(
