@@ -139,7 +139,7 @@ class BatchLoader(DataLoader[Any]):
         if len(dataset) == 0:
             raise DataError("the data set is empty; expected at least one sample.")
         self.order = EpochOrder(len(dataset), seed)
-        self._yielded = 0
+        self._reached = (0, 0)
         super().__init__(
             dataset,
             batch_sampler=GlobalBatches(
@@ -152,16 +152,19 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: what the sampler is told before the first batch is asked for still counts.
-        self._yielded = self.order.first_batch
+        number = self.order.first_batch
         for batch in super().__iter__():
-            self._yielded += 1
+            self.order.first_batch = 0  # Only this pass begins there.
+            number += 1
+            self._reached = (self.order.epoch, number)
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader is: the epoch, and how many of its batches were handed out."""
-        return {"epoch": self.order.epoch, "batch": self._yielded}
+        epoch, number = self._reached
+        return {"epoch": self.order.epoch, "batch": number if epoch == self.order.epoch else 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from there."""
         self.order.set_epoch(state["epoch"], first_batch=state["batch"])
-        self._yielded = state["batch"]
+        self._reached = (state["epoch"], state["batch"])

@@ -29,38 +29,41 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class KillsItself(nn.Module):
-    """Passes on its input; at a given forward of a training the whole process is killed."""
+class Stopped(RuntimeError):
+    """A training that was made to stop."""
 
-    def __init__(self, at: int) -> None:
+
+class Stops(nn.Module):
+    """Passes on its input; at the forward that the environment says, it ends the training.
+
+    ``KILL_AT`` kills the whole process, ``STOP_AT`` raises.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.at, self.calls = at, 0
+        self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        if self.calls == self.at:
+        if self.calls == int(os.environ.get("KILL_AT", 0)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.calls == int(os.environ.get("STOP_AT", 0)):
+            raise Stopped
         return x
 
 
-def net(dropout: float = 0.3, kill_at: int | None = None) -> nn.Module:
+def net(dropout: float = 0.3) -> nn.Module:
     """A snnTorch network; dropout makes it draw random numbers in every step."""
     neuron = {"beta": 0.8, "threshold": 0.5, "init_hidden": True}
     spike_grad = surrogate.fast_sigmoid(slope=5)
     return nn.Sequential(
-        nn.Identity() if kill_at is None else KillsItself(kill_at),
+        Stops(),
         nn.Linear(FEATURES, 12),
         snn.Leaky(spike_grad=spike_grad, **neuron),
         nn.Dropout(dropout),
         nn.Linear(12, CLASSES),
         snn.Leaky(spike_grad=spike_grad, reset_mechanism="none", output=True, **neuron),
     )
-
-
-def killed(dropout: float = 0.3) -> nn.Module:
-    """`net`, which ends its process at the forward that the environment says."""
-    at = os.environ.get("KILL_AT")
-    return net(dropout, None if at is None else int(at))
 
 
 def data(

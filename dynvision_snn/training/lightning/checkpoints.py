@@ -79,7 +79,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 class ResumeCheckpoint(Callback):
     """Keeps ``last.ckpt``, from which a training goes on exactly as if it had not stopped.
 
-    Written at the end of every epoch, after its validation, and every so many steps within it.
+    Written between epochs, and every so many steps within one.
 
     Args:
         folder: where it lies.
@@ -98,8 +98,13 @@ class ResumeCheckpoint(Callback):
         if self._every and (batch_idx + 1) % self._every == 0 and not is_last:
             trainer.save_checkpoint(self.path, weights_only=False)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """At the end of an epoch."""
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """When the epoch before is over: schedulers that look at a metric move at its very end."""
+        if trainer.current_epoch > 0:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """When the last epoch is over."""
         trainer.save_checkpoint(self.path, weights_only=False)
 
 

@@ -285,6 +285,14 @@ class TimedClassifier(LightningModule):
         else:
             cast(torch.optim.lr_scheduler.LRScheduler, scheduler).step()
 
+    def _is_left_to_us(self) -> bool:
+        """Whether Lightning skips a scheduler, as at the end of an epoch resumed in its middle.
+
+        It keeps no metric of the part before; `TrainingState` does.
+        """
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        return self.trainer.fit_loop.restarting and isinstance(self.lr_schedulers(), plateau)
+
     def _check_converging(self, total: Tensor, images: Tensor, presentation: Presentation) -> None:
         """Stops a training whose loss went wrong; on CUDA only at steps that are logged anyway."""
         if total.is_cuda and not self._logs_this_step():
@@ -345,7 +353,7 @@ class TimedClassifier(LightningModule):
                     "train_joules": logged_joules(budget, self.profile),
                 }
             )
-        if self._chunk is not None:
+        if self._chunk is not None or self._is_left_to_us():
             self._move_scheduler("epoch")
 
     def epoch_figures(self) -> EpochFigures:
