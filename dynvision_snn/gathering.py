@@ -68,7 +68,9 @@ class Gathered:
         device = decoded.device
         self.correct = self.correct.to(device) + torch.stack([s.correct for s in scores])
         self.counted = self.counted.to(device) + torch.stack([s.counted for s in scores])
-        onsets = onset_table(presentation, loaded.n_samples)
+        onsets = torch.full((self._n_onsets, loaded.n_samples), -1)
+        own = onset_table(presentation, loaded.n_samples)
+        onsets[: len(own)] = own
         reached = {name: _nothing(self._n_onsets, decoded) for name in self._reached}
         for one, samples in _schedules(presentation, loaded.n_samples):
             # Each schedule by itself, without its padding.
@@ -84,7 +86,7 @@ class Gathered:
                 times[rows, samples], right[rows, samples] = found
         for name, (times, right) in reached.items():
             if meter is not None and self._n_onsets:
-                meter.mark(name, times[: len(onsets)], onsets)
+                meter.mark(name, times, onsets)
             self._reached[name].append((times.cpu(), right.cpu()))
 
     def _add_last(self, seen: Tensor, asked: Tensor, one: Presentation) -> None:

@@ -14,7 +14,7 @@ from dynvision_snn.presentation import Phase, split_labels
 from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch, check_timed_inputs
 from dynvision_snn.readout import stimulus_asked
 
-__all__ = ["LoadedBatch", "arrange"]
+__all__ = ["LoadedBatch", "arrange", "samples_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +96,18 @@ class LoadedBatch:
     def _codes(self) -> Tensor:
         codes = self.presentation.phase_codes
         return codes if codes.ndim == 2 else codes[:, None]
+
+
+def samples_in(batch: Any, time_axis: int | None = None) -> int:
+    """How many samples a batch holds, as a loader yields it; see `arrange`.
+
+    Raises:
+        DataError: for something else than a pair of tensors.
+    """
+    _, labels = _pair(batch)
+    if labels.ndim == 0:
+        raise DataError("the loader gave a single label; expected one for each sample of a batch.")
+    return labels.shape[0 if time_axis == 1 else -1]
 
 
 def arrange(batch: Any, presentation: AnyPresentation, time_axis: int | None = None) -> LoadedBatch:

@@ -9,6 +9,7 @@ training mode takes its statistics from padding, too.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from dynvision_snn.errors import PresentationError
+from dynvision_snn.errors import PresentationError, PresentationWarning
 from dynvision_snn.presentation import (
     Phase,
     Presentation,
@@ -176,7 +177,10 @@ class PresentationBatch(Sequence[Presentation]):
                 ("after", end - before - steps, 0),
             ]
             timed = [(name, n * dt, stimulus) for name, n, stimulus in phases if n]
-            drawn.append(Presentation.from_phases(timed, dt, **shared))
+            with warnings.catch_warnings():
+                # Of many draws some leave a stimulus unsupervised.
+                warnings.simplefilter("ignore", PresentationWarning)
+                drawn.append(Presentation.from_phases(timed, dt, **shared))
         return cls(drawn)
 
     @classmethod

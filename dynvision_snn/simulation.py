@@ -15,7 +15,7 @@ from dynvision_snn.decision import DecisionRule
 from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.errors import DataError, WrapError
 from dynvision_snn.gathering import SCORED_PHASES, Gathered
-from dynvision_snn.loading import LoadedBatch, arrange
+from dynvision_snn.loading import LoadedBatch, arrange, samples_in
 from dynvision_snn.model import TimedModel
 from dynvision_snn.moments import SETTLING, Moment
 from dynvision_snn.presentation_batch import (
@@ -313,9 +313,7 @@ def _loaded(
     """A batch with its own presentations, after `n_before` samples."""
     if not isinstance(presentation, PresentationBatch):
         return arrange(batch, presentation, time_axis)
-    # The batch's size is not known before it is arranged.
-    one = arrange(batch, presentation[0], time_axis)
-    own = slice(n_before, n_before + one.n_samples)
+    own = slice(n_before, n_before + samples_in(batch, time_axis))
     if own.stop > len(presentation):
         raise DataError(
             f"the loader gave at least {own.stop} samples, but there are presentations for "

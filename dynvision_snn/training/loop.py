@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynvision_snn.errors import LossError
+from dynvision_snn.loading import arrange
 from dynvision_snn.losses import Criterion
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation import Presentation
+from dynvision_snn.presentation_batch import AnyPresentation
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,12 @@ class Epoch:
 def fit(
     model: TimedModel,
     loader: Iterable[tuple[Tensor, Tensor]],
-    presentation: Presentation,
+    presentation: AnyPresentation,
     criterion: Criterion,
     optimizer: Optimizer,
     *,
     epochs: int,
+    time_axis: int | None = None,
     scheduler: LRScheduler | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
@@ -47,10 +49,12 @@ def fit(
     Args:
         model: the model; trained in place, left in training mode.
         loader: batches of images ``[B, *features]`` and labels ``[B]``; iterated once per epoch.
-        presentation: the schedule that every batch is shown by.
+        presentation: the schedule that every batch is shown by; a `PresentationBatch` is of every
+            batch's samples in their order.
         criterion: from `build_criterion`, its hooks on `model`.
         optimizer: over the model's parameters.
         epochs: how often the loader is run through.
+        time_axis: as in `simulate`, for a loader whose inputs have time themselves.
         scheduler: of the learning rate, stepped after each epoch.
         on_epoch: called after each epoch.
 
@@ -59,15 +63,17 @@ def fit(
 
     Raises:
         LossError: if the loss is NaN or infinite, or the loader is empty.
+        DataError, PresentationError: if what the loader yields does not fit.
     """
     model.train()
     device = next(model.parameters()).device
     history: list[Epoch] = []
     for number in range(1, epochs + 1):
         values: list[Tensor] = []
-        for images, labels in loader:
-            run = model(images.to(device), presentation)
-            loss = criterion(run.membrane, presentation.targets(labels.to(device)))
+        for batch in loader:
+            loaded = arrange(batch, presentation, time_axis).to(device)
+            run = model(loaded.inputs, presentation, time_axis=loaded.time_axis)
+            loss = criterion(run.membrane, loaded.targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

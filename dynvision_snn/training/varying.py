@@ -14,8 +14,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dynvision_snn.errors import PresentationError, PresentationWarning
+from dynvision_snn.errors import PresentationWarning
 from dynvision_snn.presentation import Presentation
+from dynvision_snn.presentation_batch import PresentationBatch, time_range, uniform_time
 from dynvision_snn.schedule import stretches
 from dynvision_snn.timing import check_time, nearest_steps
 
@@ -73,7 +74,7 @@ class VaryingPresentation:
         for name in ("duration", "reaction_time"):
             limits = getattr(self, name)
             if limits is not None:
-                object.__setattr__(self, name, _range(limits, name))
+                object.__setattr__(self, name, time_range(limits, name))
         check_time(self.onset_jitter, "onset_jitter")
         if self.duration is not None:
             _lasting(self.base, self.duration[0])
@@ -92,21 +93,45 @@ class VaryingPresentation:
             epoch: from 0 up.
             batch: within the epoch, from 0 up.
         """
+        return self._drawn(draw_generator(seed, epoch, batch))
+
+    def each_at(
+        self, seed: int, epoch: int, batch: int, samples: Sequence[int]
+    ) -> PresentationBatch:
+        """One presentation for each sample of one batch, drawn independently.
+
+        Args:
+            seed: of the training.
+            epoch: from 0 up.
+            batch: within the epoch, from 0 up.
+            samples: places in the global batch, such as ``range(B)``; a process of a distributed
+                training gives those that it holds.
+
+        >>> varying = VaryingPresentation(base=Presentation("011", dt=1.0), onset_jitter=5.0)
+        >>> several = varying.each_at(0, 0, 0, range(4))
+        >>> list(several[2:]) == list(varying.each_at(0, 0, 0, range(2, 4)))
+        True
+        """
+        return PresentationBatch(
+            self._drawn(draw_generator(seed, epoch, batch, sample)) for sample in samples
+        )
+
+    def _drawn(self, generator: torch.Generator) -> Presentation:
         with warnings.catch_warnings():
             # Of many draws some leave a stimulus unsupervised; `monitor.signs` says so if all do.
             warnings.simplefilter("ignore", PresentationWarning)
-            return self._drawn(draw_generator(seed, epoch, batch))
+            return self._varied(generator)
 
-    def _drawn(self, generator: torch.Generator) -> Presentation:
+    def _varied(self, generator: torch.Generator) -> Presentation:
         drawn = self.base
         if self.shuffle:
             drawn = drawn.shuffled(generator)
         if self.duration is not None:
-            drawn = _lasting(drawn, _uniform(self.duration, generator))
+            drawn = _lasting(drawn, uniform_time(self.duration, generator))
         if self.onset_jitter:
             drawn = _late(drawn, self.onset_jitter, generator)
         if self.reaction_time is not None:
-            drawn = replace(drawn, reaction_time=_uniform(self.reaction_time, generator))
+            drawn = replace(drawn, reaction_time=uniform_time(self.reaction_time, generator))
         return drawn
 
 
@@ -145,19 +170,3 @@ def _from_phases(
         null_value=presentation.null_value,
         ignore_index=presentation.ignore_index,
     )
-
-
-def _uniform(limits: Sequence[float], generator: torch.Generator) -> float:
-    low, high = limits
-    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
-
-
-def _range(limits: Sequence[float], name: str) -> tuple[float, float]:
-    if len(limits) != 2:
-        raise PresentationError(
-            f"{name}={limits!r}; expected two times in ms, [shortest, longest]."
-        )
-    low, high = (check_time(limit, name) for limit in limits)
-    if low > high:
-        raise PresentationError(f"{name}={limits!r}; expected the shortest first.")
-    return low, high
