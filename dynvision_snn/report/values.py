@@ -18,6 +18,8 @@ __all__ = ["to_csv", "to_pandas"]
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     r"""Rows as CSV (RFC 4180 with ``\n``); None is an empty field.
 
+    Every line break inside a text becomes ``\n``.
+
     Args:
         rows: Plain dicts; columns are the keys of all of them, in order of first appearance.
 
@@ -28,8 +30,15 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _one_kind_of_break(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _one_kind_of_break(value: Any) -> Any:
+    """The csv module quotes no lone carriage return, but reads it as the end of a line."""
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n")
+    return value
 
 
 def to_pandas(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
