@@ -147,6 +147,20 @@ class Observation:
             return None
         return self.run.active[self.t0 : self.t1]
 
+    @property
+    def n_active(self) -> int | Tensor:
+        """How many of its timesteps are no padding; of each sample, ``[B]``, where some are."""
+        active = self.active
+        return self.t1 - self.t0 if active is None else active.sum(0)
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """``[t1 - t0, B, ...]`` with zeros, which count as nothing, where a sample has ended."""
+        active = self.active
+        if active is None:
+            return values
+        padding = ~active.to(values.device, non_blocking=True)
+        return values.masked_fill(padding.reshape(*padding.shape, *(1,) * (values.ndim - 2)), 0)
+
     def part(self, start: int, stop: int) -> Observation:
         """The timesteps ``start:stop`` of this observation (absolute timesteps of the run)."""
         cut = slice(start - self.t0, stop - self.t0)

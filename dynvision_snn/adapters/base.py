@@ -80,7 +80,7 @@ class Call:
     @property
     def inputs(self) -> Tensor:
         """The first argument, however it was passed; the tensor of a ``(tensor, state)`` pair."""
-        first = self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+        first: Any = self.args[0] if self.args else next(iter(self.kwargs.values()), None)
         return first[0] if isinstance(first, tuple | list) else first
 
 

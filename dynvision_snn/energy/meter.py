@@ -180,7 +180,8 @@ class EnergyMeter(Listener):
             raise EnergyError(
                 "no call was observed, so there is nothing to budget. Run the module inside the "
                 "`with` block, on the very object that the meter was given; a run that failed is "
-                "not counted."
+                "not counted. A model compiled and run before its hooks were there may not see "
+                "them: call torch._dynamo.reset(), or meter the model uncompiled."
             )
         missed = never_called(self._watched, self._ledger.met)
         return self._ledger.budget(common_dt(given), missed)
