@@ -27,6 +27,12 @@ def place_calls(rows: Sequence[Row], ticks: int) -> int:
     """
     called = [row for row in rows if row.noted]
     n_timesteps = _n_timesteps(called, ticks)
+    if ticks > n_timesteps:
+        raise EnergyError(
+            f"the model was called {ticks} times, but its layers were seen at {n_timesteps} "
+            "timesteps only. A compiled model may have left its hooks out: call "
+            "torch._dynamo.reset(), or meter the model uncompiled."
+        )
     for row in called:
         if not row.keeps_time:
             row.noted = _placed(row, n_timesteps, ticks)

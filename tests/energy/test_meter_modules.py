@@ -343,6 +343,7 @@ class TestCompiled:
             compiled = torch.compile(net, backend="eager")
             if compiled_first:
                 run_loop(compiled, inputs)
+                torch._dynamo.reset()  # as the error of the next test says
             with EnergyMeter(net if on_the_original else compiled) as meter:
                 run_loop(compiled, inputs)
         budget = meter.budget(dt=1.0)
@@ -360,6 +361,19 @@ class TestCompiled:
             net(torch.ones(1, 4))
         with pytest.raises(EnergyError, match=r"torch\._dynamo\.reset"):
             meter.budget(dt=1.0)
+
+    def test_layers_seen_in_a_part_of_the_calls_are_an_error(self) -> None:
+        net, inputs = conv_net(), conv_inputs()
+        with pytest.raises(EnergyError, match=r"called 5 times, but its layers"), EnergyMeter(net):  # noqa: PT012
+            # As a compiled graph that leaves hooks out, until it is compiled again.
+            hidden = [(module, dict(module._forward_hooks)) for module in net.children()]
+            for module, _ in hidden:
+                module._forward_hooks.clear()
+            run_loop(net, inputs[:2])
+            for module, hooks in hidden:
+                module._forward_hooks.update(hooks)
+            for x in inputs[2:]:
+                net(x)
 
 
 class TestMisuse:
