@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter, Adapters, Layer, Role
 from dynvision_snn.engine.calling import Stepping
+from dynvision_snn.engine.choosing import Engine, EngineName
 from dynvision_snn.engine.looking import Look, look
+from dynvision_snn.engine.plan import LayerPlan
 from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
 from dynvision_snn.engine.witness import left_as_found
 from dynvision_snn.errors import AdapterWarning, TimingError, WrapError, known_names
@@ -38,6 +40,7 @@ def wrap(
     time_axis: int | None = None,
     adapters: Iterable[Adapter] = (),
     set_dt: bool = False,
+    engine: EngineName = "auto",
 ) -> TimedModel:
     """A model that runs in biological time; `net` itself is not rewritten.
 
@@ -54,6 +57,10 @@ def wrap(
             ``[B, T, ...]``. By default found out by looking.
         adapters: adapters for further libraries.
         set_dt: set the timestep of modules that have one of their own (Norse, in seconds) to `dt`.
+        engine: ``"step"`` runs the model as its library would, bit for bit; ``"layer"`` runs layer
+            by layer what can be, within a stated tolerance (a spike may flip whose membrane was at
+            the threshold), and refuses the rest; ``"auto"`` does so where it can.
+            `TimedModel.explain` says which part runs how.
 
     Raises:
         WrapError: if `net` has no layer to observe, or is wrapped already.
@@ -77,6 +84,7 @@ def wrap(
         time_axis=time_axis,
         adapters=adapters,
         set_dt=set_dt,
+        engine=engine,
     )
 
 
@@ -99,6 +107,7 @@ class TimedModel(RunHost):
         time_axis: int | None = None,
         adapters: Iterable[Adapter] = (),
         set_dt: bool = False,
+        engine: EngineName = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -121,6 +130,7 @@ class TimedModel(RunHost):
         self.adapters = Adapters(adapters)
         self._by_hand = (stepping, time_axis, readout)
         self._look: Look | None = None
+        self._engine = Engine(engine)
         layers = self.layers()
         _check_something_to_observe(net, layers)
         _agree_on_dt(layers, self.dt, set_dt)
@@ -158,6 +168,10 @@ class TimedModel(RunHost):
             return None, readout
         axes = "[B, T, ...]" if time_axis == 1 else "[T, B, ...]"
         return f"called once per run, with {axes}", readout
+
+    def explain(self) -> str:
+        """Which part of the model runs how, and why a part does not run faster; after a run."""
+        return self._engine.explain()
 
     def extra_repr(self) -> str:
         """What `repr` shows beside the model inside."""
@@ -255,6 +269,7 @@ class TimedModel(RunHost):
         if state is not None:
             _check_goes_on(state, layers, shown.example.shape[0])
         start = 0 if state is None else state.timestep
+        plan = self._engine.planned(self, seen.calling, shown.example)
         kept = _kept_layers(layers, seen.readout, record)
         run = Run(
             n_timesteps=shown.n_timesteps,
@@ -274,7 +289,7 @@ class TimedModel(RunHost):
                 stack.enter_context(layer.adapter.recording(layer.module))
             stack.enter_context(_isolated(list(layers.values()), state))
             stack.enter_context(self.saying(run))
-            output, passed = self._run(shown, run, seen, state)
+            output, passed = self._run(shown, run, seen, state, plan)
             after = RunState(
                 passed,
                 {name: layer.adapter.state(layer.module) for name, layer in layers.items()},
@@ -299,7 +314,12 @@ class TimedModel(RunHost):
             )
 
     def _run(
-        self, shown: _Shown, run: Run, seen: Look, state: RunState | None
+        self,
+        shown: _Shown,
+        run: Run,
+        seen: Look,
+        state: RunState | None,
+        plan: LayerPlan | None,
     ) -> tuple[Tensor | None, tuple[Any, ...]]:
         """The output over time where it is what is decoded, and the states that are passed."""
         calling = seen.calling
@@ -311,6 +331,10 @@ class TimedModel(RunHost):
             )
         passed = calling.initial_states if state is None else copied(state.passed)
         wanted = seen.readout is None
+        ran = None if plan is None else self._engine.run(plan, self, shown, run, passed)
+        if ran is not None:
+            outputs, passed = ran
+            return (outputs if wanted else None), passed
         if calling.stepping == "sequence":
             outputs, passed = run_sequence(self.net, calling, shown.whole(), passed)
             if not wanted:

@@ -159,10 +159,13 @@ class Listener(ABC):
     Attributes:
         hears_idle: whether idle timesteps of a `RunHost`'s run are delivered too.
         hears_synapses: whether observations carry what the inner synapses received.
+        hears_membranes: whether it reads membranes and further state. An engine that need not keep
+            them at every timestep leaves them out where nobody does.
     """
 
     hears_idle: ClassVar[bool] = False
     hears_synapses: ClassVar[bool] = False
+    hears_membranes: ClassVar[bool] = True
 
     @abstractmethod
     def observe(self, observation: Observation) -> None:
@@ -199,6 +202,10 @@ class RunHost(nn.Module):
     def hosted(self) -> nn.Module:
         """The module that is run; names of layers are relative to it."""
         raise NotImplementedError
+
+    def attached(self) -> list[Attachment]:
+        """Those who listen now."""
+        return [attachment for attachment in self._attachments if not attachment.closed]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no listeners: those of the original stay with the original.
@@ -344,6 +351,11 @@ class Attachment:
     def close(self) -> None:
         """Gives every hook back; safe to call again."""
         self._give_back()
+
+    @property
+    def listener(self) -> Listener | None:
+        """Who receives the observations, if it is still there."""
+        return self._listener()
 
     @property
     def closed(self) -> bool:

@@ -95,6 +95,7 @@ class EnergyLoss(BaseLoss, Listener):
     """
 
     needs_model: ClassVar[bool] = True
+    hears_membranes: ClassVar[bool] = False
 
     p: float
     monitor: Monitor | None

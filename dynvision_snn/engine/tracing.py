@@ -1,0 +1,217 @@
+"""The data flow of a model's forward, as a graph: which module or function receives what.
+
+The forward is traced by ``torch.fx``. Neuron layers and torch's own modules are nodes; containers
+and users' own modules are traced through. Where a one-step model takes a state, the graph has one
+placeholder for each state variable that a neuron takes as a whole, and the graph says which value
+comes back to it at the next timestep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+
+from dynvision_snn.adapters import Adapters, Layer
+from dynvision_snn.engine.calling import Calling, call
+from dynvision_snn.engine.witness import left_as_found, witnessed
+from dynvision_snn.errors import DynvisionError
+
+# What a forward raises that looks at its input's values or shapes, or writes into it.
+_UNTRACEABLE = (
+    TraceError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    IndexError,
+    AttributeError,
+    KeyError,
+)
+
+
+class Refusal(Exception):
+    """The model, or a part of it, cannot run otherwise than step by step; says why."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Traced:
+    """The graph of one call.
+
+    Attributes:
+        root: what the targets of the nodes are relative to.
+        graph: its nodes, in the order of their computation.
+        module_of: what each ``call_module`` node calls.
+        layer_of: what is known of it, where it is a neuron layer.
+        inputs: the placeholder of the input.
+        states: the states that are passed, with placeholders for their variables.
+        outputs: what the model returns besides its states, with nodes for tensors.
+        returned: the states that it returns, in the same form.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    module_of: Mapping[fx.Node, nn.Module]
+    layer_of: Mapping[fx.Node, Layer]
+    inputs: fx.Node
+    states: tuple[Any, ...]
+    outputs: Any
+    returned: tuple[Any, ...]
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """Every node that is computed."""
+        return [node for node in self.graph.nodes if node.op not in ("placeholder", "output")]
+
+
+def trace(
+    net: nn.Module,
+    calling: Calling,
+    adapters: Adapters,
+    layers: Mapping[nn.Module, Layer],
+    example: Tensor,
+) -> Traced:
+    """The data flow of one call.
+
+    Args:
+        net: the model.
+        calling: how it is called.
+        adapters: the adapters in force.
+        layers: the neuron layers by module.
+        example: an input of one call, for one look at the form of its states.
+
+    Raises:
+        Refusal: where the forward cannot be traced, or starts from states of its own making.
+    """
+    if net in layers:
+        raise Refusal("the model is a single layer")
+    form = _form_of_states(net, calling, layers, example)
+    with left_as_found(net.modules()):
+        try:
+            traced = _Tracer(adapters, layers).traced(net, calling, form)
+            if calling.states:
+                fresh = _Tracer(adapters, layers).traced(net, calling, calling.initial_states)
+                if _steps(fresh) != _steps(traced):
+                    raise Refusal("its forward starts from states of its own making")
+        except (*_UNTRACEABLE, DynvisionError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise Refusal(f"its forward cannot be traced ({reason})") from error
+    return traced
+
+
+def _form_of_states(
+    net: nn.Module, calling: Calling, layers: Mapping[nn.Module, Layer], example: Tensor
+) -> tuple[Any, ...]:
+    if not calling.states:
+        return ()
+    with left_as_found(net.modules()), witnessed(net, ()):
+        for module, layer in layers.items():
+            layer.adapter.reset(module)
+        _, states = calling.split(call(net, example, calling.initial_states))
+    return states
+
+
+def _steps(traced: Traced) -> list[tuple[str, Any]]:
+    return [(node.op, node.target) for node in traced.nodes]
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, adapters: Adapters, layers: Mapping[nn.Module, Layer]) -> None:
+        super().__init__()
+        self._adapters = adapters
+        self._layers = layers
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether `m` is a node of the graph."""
+        if m in self._layers or self._adapters.loops_children(m):
+            return True
+        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        return type(m).__module__.startswith("torch.nn.") and not isinstance(m, containers)
+
+    def traced(self, net: nn.Module, calling: Calling, form: tuple[Any, ...]) -> Traced:
+        """Traces the forward with placeholders in the form of its states."""
+        wrapper = _Called(net, self, form)
+        graph = self.trace(wrapper)
+        output = next(node for node in graph.nodes if node.op == "output").args[0]
+        outputs, returned = calling.split(_thawed(output))
+        inputs = next(node for node in graph.nodes if node.op == "placeholder")
+        module_of = {
+            node: wrapper.get_submodule(node.target)
+            for node in graph.nodes
+            if node.op == "call_module"
+        }
+        return Traced(
+            wrapper,
+            graph,
+            module_of,
+            {n: self._layers[m] for n, m in module_of.items() if m in self._layers},
+            inputs,
+            wrapper.placeholders,
+            outputs,
+            returned,
+        )
+
+
+class _Called(nn.Module):
+    """Calls the model with states made of placeholders."""
+
+    def __init__(self, net: nn.Module, tracer: fx.Tracer, form: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.net = net
+        self._tracer = tracer
+        self._form = form
+        self.placeholders: tuple[Any, ...] = ()
+
+    def forward(self, x: Any) -> Any:
+        """One call."""
+        proxies = tuple(self._filled(value) for value in self._form)
+        self.placeholders = tuple(_nodes(value) for value in proxies)
+        return self.net(x, *(_fresh_containers(value) for value in proxies))
+
+    def _filled(self, value: Any) -> Any:
+        if _is_variable(value):
+            n = sum(node.op == "placeholder" for node in self._tracer.graph.nodes)
+            return self._tracer.create_proxy("placeholder", f"state_{n}", (), {})
+        if isinstance(value, dict):
+            return {key: self._filled(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self._filled(item) for item in value))
+        if isinstance(value, tuple | list):
+            return type(value)(self._filled(item) for item in value)
+        return value
+
+
+def _is_variable(value: Any) -> bool:
+    """Whether a neuron takes this as a whole: a tensor, or a namedtuple of tensors."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return all(isinstance(item, Tensor) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _nodes(value: Any) -> Any:
+    if isinstance(value, fx.Proxy):
+        return value.node
+    return _rebuilt(_nodes, value)
+
+
+def _fresh_containers(value: Any) -> Any:
+    return _rebuilt(_fresh_containers, value)
+
+
+def _thawed(value: Any) -> Any:
+    """Fx keeps lists and dicts in immutable forms of its own."""
+    return _rebuilt(_thawed, value)
+
+
+def _rebuilt(function: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: function(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(function(item) for item in value))
+    if isinstance(value, list):
+        return [function(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(function(item) for item in value)
+    return value
