@@ -331,7 +331,7 @@ class TimedModel(RunHost):
             )
         passed = calling.initial_states if state is None else copied(state.passed)
         wanted = seen.readout is None
-        ran = None if plan is None else self._engine.run(plan, self, shown, run, passed)
+        ran = None if plan is None else self._engine.run(plan, self, calling, shown, run, passed)
         if ran is not None:
             outputs, passed = ran
             return (outputs if wanted else None), passed

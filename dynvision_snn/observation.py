@@ -435,6 +435,13 @@ class Attachment:
             return
         self.deliver(self._observed(watched, call))
 
+    def tell(self, observation: Observation) -> None:
+        """Delivers what an engine observed without a call that a hook would have heard."""
+        name = observation.name
+        self._counts[name] = self._counts.get(name, 0) + observation.t1 - observation.t0
+        self._last[name] = observation.t1 - 1
+        self.deliver(observation)
+
     def deliver(self, observation: Observation) -> None:
         """Hands an observation to the listener, without its idle timesteps where unwanted."""
         listener = self._listener()

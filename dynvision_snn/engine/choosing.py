@@ -13,6 +13,7 @@ from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.layerwise import LayerRun, check_listeners
 from dynvision_snn.engine.plan import LayerPlan, check_hooks, make_plan, signature_of
 from dynvision_snn.engine.scans.backends import backend_for
+from dynvision_snn.engine.step import run_idle, run_steps
 from dynvision_snn.engine.timed import Timed, map_timed
 from dynvision_snn.engine.tracing import Refusal, trace
 from dynvision_snn.errors import WrapError, known_names
@@ -25,13 +26,20 @@ class Shown(Protocol):
     """What a run shows; see `model`."""
 
     @property
-    def idle_steps(self) -> int: ...
+    def idle_steps(self) -> int:
+        """Timesteps of null input before the first."""
+
     @property
-    def example(self) -> Tensor: ...
+    def example(self) -> Tensor:
+        """The input of one timestep."""
+
     @property
-    def steps(self) -> Tensor | Sequence[Tensor]: ...
+    def steps(self) -> Tensor | Sequence[Tensor]:
+        """The inputs of all timesteps."""
+
     @property
-    def null(self) -> Tensor | None: ...
+    def null(self) -> Tensor | None:
+        """The null input, where there is idle time."""
 
 
 class Engine:
@@ -70,12 +78,19 @@ class Engine:
             self._refusal = 'engine="step"'
             return None
         try:
+            check_hooks(host.hosted(), host.attached())
             return self._planned(host.hosted(), host.adapters, calling, example)
         except Refusal as refusal:
             return self._refused(refusal)
 
     def run(
-        self, plan: LayerPlan, host: RunHost, shown: Shown, run: Run, states: tuple[Any, ...]
+        self,
+        plan: LayerPlan,
+        host: RunHost,
+        calling: Calling,
+        shown: Shown,
+        run: Run,
+        states: tuple[Any, ...],
     ) -> tuple[Tensor, tuple[Any, ...]] | None:
         """The first output over time and the states after it; None where the step engine is to.
 
@@ -89,7 +104,7 @@ class Engine:
             return self._refused(refusal)
         self._refusal = ""
         self._backend = backend_for(shown.example)
-        return _run(plan, shown, run, attachments, states)
+        return _run(plan, host.hosted(), calling, shown, run, attachments, states)
 
     def _refused(self, refusal: Refusal) -> None:
         self._refusal = str(refusal)
@@ -106,7 +121,6 @@ class Engine:
             raise Refusal(f"its input is {example.dtype}; scans take dense float32")
         if torch.is_autocast_enabled(example.device.type):
             raise Refusal("autocast changes the dtype on the way")
-        check_hooks(net)
         signature = signature_of(net)
         if self._signature != signature:
             self._plan = None
@@ -128,6 +142,8 @@ class Engine:
         if self._refusal or self._plan is None:
             return f"step by step, as its library would: {self._refusal}."
         lines = [f"layer by layer, scans by {self._backend}"]
+        if not self._plan.traced.starts_alike:
+            lines.append("  the first timestep as it is: its forward makes its own first states")
         for part in self._plan.parts:
             if part.manner != "pick":
                 reason = f": {part.reason}" if part.reason else ""
@@ -145,6 +161,8 @@ _MANNERS = {
 
 def _run(
     plan: LayerPlan,
+    net: nn.Module,
+    calling: Calling,
     shown: Shown,
     run: Run,
     attachments: Sequence[Attachment],
@@ -156,10 +174,24 @@ def _run(
         whole = [*before, *steps] if before else steps
         outputs, states = LayerRun(plan, run, -idle, attachments)(Timed.of_steps(whole), states)
         return _first(outputs)[idle:], states
+    fresh = not plan.traced.starts_alike and states == calling.initial_states
     if shown.null is not None:
-        null = Timed(shown.null.unsqueeze(0), torch.zeros(idle, dtype=torch.int64))
         with torch.no_grad():
-            _, states = LayerRun(plan, run, -idle, attachments)(null, states)
+            if fresh:
+                assert run.clock is not None
+                states = run_idle(net, calling, shown.null, 1, states, run.clock, of=idle)
+            null = Timed(shown.null.unsqueeze(0), torch.zeros(idle - fresh, dtype=torch.int64))
+            if len(null):
+                _, states = LayerRun(plan, run, fresh - idle, attachments)(null, states)
+    elif fresh:
+        assert run.clock is not None
+        run.clock.t = 0
+        first, states = run_steps(net, calling, steps[:1], states, run.clock, keep_outputs=True)
+        if len(steps) == 1:
+            return torch.stack(first), states
+        rest = Timed.of_steps(steps[1:])
+        outputs, states = LayerRun(plan, run, 1, attachments)(rest, states)
+        return torch.cat([torch.stack(first), _first(outputs)]), states
     outputs, states = LayerRun(plan, run, 0, attachments)(Timed.of_steps(steps), states)
     return _first(outputs), states
 

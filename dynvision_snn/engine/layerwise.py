@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from dynvision_snn.adapters import Call, Layer
+from dynvision_snn.adapters import Call, Layer, Role
 from dynvision_snn.engine.plan import CONVOLUTIONAL, LayerPlan, Part, pairs
 from dynvision_snn.engine.scans import Scanned, scan
 from dynvision_snn.engine.timed import (
@@ -120,7 +120,7 @@ class LayerRun:
         }
         example = inputs.values[0]
         start = layer.adapter.scan_start(layer.module, Call((example, *args), kwargs, None))
-        heard = self._membrane_is_heard(layer.module)
+        heard = self._membrane_is_heard(layer) and _shows_membrane(layer)
         keep = (
             {"spikes"} | (part.wants - {"output"}) | ({"membrane", "current"} if heard else set())
         )
@@ -139,7 +139,7 @@ class LayerRun:
                 whole, key = self.values[other.args[0]], other.args[1]
                 by_name = other.target is getattr
                 self.values[other] = getattr(whole, key) if by_name else whole[key]
-        self._tell_scanned(layer, inputs, ran, start)
+        self._tell_scanned(layer, inputs, ran, start, shows=_shows_membrane(layer))
 
     def step(self, part: Part) -> None:
         """A part as the model itself runs it, timestep by timestep."""
@@ -185,18 +185,24 @@ class LayerRun:
             if item.module is module
         ]
 
-    def _membrane_is_heard(self, module: nn.Module) -> bool:
+    def _membrane_is_heard(self, layer: Layer) -> bool:
         return any(
             attachment.listener is not None and attachment.listener.hears_membranes
-            for attachment, _ in self._watching(module)
+            for attachment, _ in self._watching(layer.module)
         )
 
     def _tell(self, module: nn.Module, before: Timed, after: Timed) -> None:
         for attachment, item in self._watching(module):
-            attachment.deliver(self._observation(item, before.over_time(), after.over_time()))
+            attachment.tell(self._observation(item, before.over_time(), after.over_time()))
 
     def _tell_scanned(
-        self, layer: Layer, inputs: Timed, ran: Scanned, start: Mapping[str, Any]
+        self,
+        layer: Layer,
+        inputs: Timed,
+        ran: Scanned,
+        start: Mapping[str, Any],
+        *,
+        shows: bool,
     ) -> None:
         watching = self._watching(layer.module)
         if not watching:
@@ -211,11 +217,11 @@ class LayerRun:
                 item,
                 shown,
                 ran.output,
-                ran.membrane,
-                {} if ran.current is None else {"current": ran.current},
+                ran.membrane if shows or ran.spikes is None else None,
+                {} if ran.current is None or not shows else {"current": ran.current},
                 presynaptic,
             )
-            attachment.deliver(observation)
+            attachment.tell(observation)
 
     def _observation(
         self,
@@ -261,6 +267,19 @@ def check_listeners(plan: LayerPlan, attachments: Sequence[Attachment]) -> None:
         for item in attachment.watched:
             if item.module not in told and any(inside in told for inside in item.module.modules()):
                 raise Refusal(f"{item.name or 'the model'} is observed, and is traced through")
+
+
+def _shows_membrane(layer: Layer) -> bool:
+    """Whether a call of the layer would show its membrane at every timestep."""
+    if not layer.traits.sequence:
+        return True
+    values = dict.fromkeys(("output", "membrane", "current", "spikes"), torch.empty(0))
+    returned = layer.adapter.scan_return(layer.module, values)
+    return "current" in layer.adapter.read(layer.module, Call((), {}, returned)).state or (
+        layer.adapter.read(layer.module, Call((), {}, returned)).membrane is not None
+        and layer.spikes_or_integrates
+        and layer.traits.role is Role.SPIKING
+    )
 
 
 def _presynaptic(

@@ -11,7 +11,7 @@ What cannot be the same computation is a `Refusal` of the whole model, with its 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from dynvision_snn.adapters import Call, Layer
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.tracing import Refusal, Traced
-from dynvision_snn.observation import LayerHook
+from dynvision_snn.observation import Attachment, LayerHook
 
 Manner = Literal["layer", "scan", "step", "whole", "pick"]
 """How a part runs: many timesteps as one batch, one scan, timestep by timestep, one call with all
@@ -45,7 +45,7 @@ CONVOLUTIONAL = (
 )  # fmt: skip
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-RANDOM = _DROPOUTS
+RANDOM = (*_DROPOUTS, nn.RReLU, nn.FeatureAlphaDropout)
 
 # Functions that work element by element, on tensors and numbers.
 _ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
@@ -100,14 +100,23 @@ class LayerPlan:
 def signature_of(net: nn.Module) -> tuple[Any, ...]:
     """What a plan depends on besides the model's code: another signature needs another plan."""
     return tuple(
-        (id(module), module.training, tuple(id(b) for b in module._buffers.values() if _fixed(b)))
+        (id(module), *(_mark(value) for value in vars(module).values()), *_settings(module))
         for module in net.modules()
     )
 
 
-def _fixed(buffer: Tensor | None) -> bool:
-    """Whether a buffer decides how a neuron runs: not its state, which is replaced all the time."""
-    return buffer is not None and buffer.ndim == 0
+def _mark(value: Any) -> Any:
+    """A number or word by its value, all else by its identity."""
+    return value if isinstance(value, bool | int | float | str) else id(value)
+
+
+def _settings(module: nn.Module) -> Iterator[tuple[int, int]]:
+    """Buffers that decide how a neuron runs; its state is replaced all the time, and is none."""
+    return (
+        (id(buffer), buffer._version)
+        for buffer in module._buffers.values()
+        if buffer is not None and buffer.ndim == 0 and not buffer.is_inference()
+    )
 
 
 def make_plan(
@@ -129,17 +138,20 @@ def make_plan(
     return LayerPlan(traced, tuple(_chained(parts)), stepping, signature_of(net))
 
 
-def check_hooks(net: nn.Module) -> None:
-    """Refuses a model with hooks that are none of ours.
+def check_hooks(net: nn.Module, attachments: Sequence[Attachment]) -> None:
+    """Refuses a model with hooks other than those of `attachments`, who are told without calls.
 
     Raises:
         Refusal: naming the module.
     """
     for name, module in net.named_modules():
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        foreign = [hook for hook in hooks if not isinstance(hook, LayerHook)]
-        if foreign or module._backward_hooks or module._backward_pre_hooks:
-            raise Refusal(f"a foreign hook on {name!r} wants every call of it")
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if not isinstance(hook, LayerHook):
+                raise Refusal(f"a foreign hook on {name!r} wants every call of it")
+            if hook.attachment is not None and hook.attachment not in attachments:
+                raise Refusal(f"a listener on the bare model hears every call of {name!r}")
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise Refusal(f"a backward hook on {name!r} wants every call of it")
 
 
 def _check_each_once(traced: Traced) -> None:
@@ -150,14 +162,21 @@ def _check_each_once(traced: Traced) -> None:
 
 
 def _check_randomness(traced: Traced) -> None:
-    random = [
-        node
-        for node, module in traced.module_of.items()
-        if isinstance(module, RANDOM) and module.training and module.p > 0
-    ]
+    random = [node for node in traced.nodes if _is_random(node, traced.module_of.get(node))]
     if len(random) > 1:
         names = ", ".join(str(node.target).removeprefix("net.") for node in random)
         raise Refusal(f"{names} would draw their random numbers in another order")
+
+
+def _is_random(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return isinstance(module, RANDOM) and module.training and not _is_silent(module)
+    name = str(node.target)
+    return any(word in name for word in ("rand", "bernoulli", "dropout", "normal", "poisson"))
+
+
+def _is_silent(module: nn.Module) -> bool:
+    return isinstance(module, _DROPOUTS) and module.p == 0
 
 
 # -- parts ----------------------------------------------------------------------------------------
@@ -287,7 +306,7 @@ def _why_not_merged(traced: Traced, node: fx.Node, stepping: str) -> str | None:
             return None
         return "batch normalisation in training mode: each timestep is a batch of its own"
     if isinstance(module, _DROPOUTS):
-        silent = type(module) in _DROPOUTS and not (module.training and module.p > 0)
+        silent = type(module) in _DROPOUTS and (not module.training or _is_silent(module))
         return None if silent else "its random numbers are drawn timestep by timestep"
     if type(module) is nn.Flatten:
         return None if stepping == "step" and module.start_dim >= 1 else "it flattens another axis"

@@ -9,7 +9,7 @@ comes back to it at the next timestep.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -49,6 +49,8 @@ class Traced:
         states: the states that are passed, with placeholders for their variables.
         outputs: what the model returns besides its states, with nodes for tensors.
         returned: the states that it returns, in the same form.
+        starts_alike: whether the forward does the same without a state, so that its neurons start
+            by themselves; else it makes states of its own at its first timestep.
     """
 
     root: nn.Module
@@ -59,6 +61,7 @@ class Traced:
     states: tuple[Any, ...]
     outputs: Any
     returned: tuple[Any, ...]
+    starts_alike: bool = True
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -83,38 +86,83 @@ def trace(
         example: an input of one call, for one look at the form of its states.
 
     Raises:
-        Refusal: where the forward cannot be traced, or starts from states of its own making.
+        Refusal: where the forward cannot be traced, or does what a graph cannot say.
     """
     if net in layers:
         raise Refusal("the model is a single layer")
-    form = _form_of_states(net, calling, layers, example)
-    with left_as_found(net.modules()):
+    form, like = _forms(net, calling, layers, example)
+    with left_as_found(net.modules()), witnessed(net, ()):
+        before = _attributes(net, layers)
         try:
-            traced = _Tracer(adapters, layers).traced(net, calling, form)
-            if calling.states:
-                fresh = _Tracer(adapters, layers).traced(net, calling, calling.initial_states)
-                if _steps(fresh) != _steps(traced):
-                    raise Refusal("its forward starts from states of its own making")
+            traced, again = (
+                _Tracer(adapters, layers).traced(net, calling, form, like) for _ in "12"
+            )
+            fresh = _Tracer(adapters, layers).traced(net, calling, calling.initial_states, like)
         except (*_UNTRACEABLE, DynvisionError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise Refusal(f"its forward cannot be traced ({reason})") from error
+        written = before.keys() ^ _attributes(net, layers).keys()
+    if written:
+        names = ", ".join(sorted({name for name, *_ in written}))
+        raise Refusal(f"its forward writes {names}")
+    if _steps(traced) != _steps(again):
+        raise Refusal("its forward does not compute the same at every call")
+    alike = [step[:2] for step in _steps(fresh)] == [step[:2] for step in _steps(traced)]
+    traced = replace(traced, starts_alike=alike)
+    _check_attributes(traced, layers)
     return traced
 
 
-def _form_of_states(
+def _check_attributes(traced: Traced, layers: Mapping[nn.Module, Layer]) -> None:
+    """Refuses tensors that would stay as they were when the forward was traced."""
+    for node in traced.nodes:
+        if node.op != "get_attr":
+            continue
+        owner, _, name = str(node.target).rpartition(".")
+        if name.startswith("_tensor_constant"):
+            raise Refusal("its forward makes tensors of its own")
+        module = traced.root.get_submodule(owner)
+        if module in layers or name not in module._parameters:
+            raise Refusal(f"its forward reads {owner.removeprefix('net.')}.{name} from the module")
+
+
+def _forms(
     net: nn.Module, calling: Calling, layers: Mapping[nn.Module, Layer], example: Tensor
-) -> tuple[Any, ...]:
+) -> tuple[tuple[Any, ...], Any]:
+    """The states that the model returns, and all that it returns, at one look."""
     if not calling.states:
-        return ()
+        return (), None
     with left_as_found(net.modules()), witnessed(net, ()):
         for module, layer in layers.items():
             layer.adapter.reset(module)
-        _, states = calling.split(call(net, example, calling.initial_states))
-    return states
+        output = call(net, example, calling.initial_states)
+        _, states = calling.split(output)
+    return states, output
 
 
-def _steps(traced: Traced) -> list[tuple[str, Any]]:
-    return [(node.op, node.target) for node in traced.nodes]
+def _steps(traced: Traced) -> list[tuple[str, Any, str]]:
+    return [(node.op, node.target, f"{node.args} {node.kwargs}") for node in traced.nodes]
+
+
+def _attributes(
+    net: nn.Module, layers: Mapping[nn.Module, Layer]
+) -> dict[tuple[str, int, int], Any]:
+    """What the model's own modules hold besides their parameters, told apart by identity."""
+    own = [(name, module) for name, module in net.named_modules() if module not in layers]
+    return {
+        (f"{name}.{key}" if name else key, id(value), _size(value)): value
+        for name, module in own
+        for key, value in [*vars(module).items(), *module._buffers.items()]
+        if key not in _TORCHS_OWN
+    }
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, dict | list | set) else 0
+
+
+# What torch itself keeps in a module, and changes while it is traced.
+_TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 class _Tracer(fx.Tracer):
@@ -130,9 +178,11 @@ class _Tracer(fx.Tracer):
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         return type(m).__module__.startswith("torch.nn.") and not isinstance(m, containers)
 
-    def traced(self, net: nn.Module, calling: Calling, form: tuple[Any, ...]) -> Traced:
+    def traced(
+        self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any
+    ) -> Traced:
         """Traces the forward with placeholders in the form of its states."""
-        wrapper = _Called(net, self, form)
+        wrapper = _Called(net, self, form, like)
         graph = self.trace(wrapper)
         output = next(node for node in graph.nodes if node.op == "output").args[0]
         outputs, returned = calling.split(_thawed(output))
@@ -157,18 +207,22 @@ class _Tracer(fx.Tracer):
 class _Called(nn.Module):
     """Calls the model with states made of placeholders."""
 
-    def __init__(self, net: nn.Module, tracer: fx.Tracer, form: tuple[Any, ...]) -> None:
+    def __init__(
+        self, net: nn.Module, tracer: fx.Tracer, form: tuple[Any, ...], like: Any
+    ) -> None:
         super().__init__()
         self.net = net
         self._tracer = tracer
         self._form = form
+        self._like = like
         self.placeholders: tuple[Any, ...] = ()
 
     def forward(self, x: Any) -> Any:
         """One call."""
         proxies = tuple(self._filled(value) for value in self._form)
         self.placeholders = tuple(_nodes(value) for value in proxies)
-        return self.net(x, *(_fresh_containers(value) for value in proxies))
+        output = self.net(x, *(_fresh_containers(value) for value in proxies))
+        return _unpacked(output, self._like)
 
     def _filled(self, value: Any) -> Any:
         if _is_variable(value):
@@ -181,6 +235,13 @@ class _Called(nn.Module):
         if isinstance(value, tuple | list):
             return type(value)(self._filled(item) for item in value)
         return value
+
+
+def _unpacked(value: Any, like: Any) -> Any:
+    """What a neuron returned as a whole, taken apart as the model's caller does."""
+    if isinstance(value, fx.Proxy) and isinstance(like, tuple | list) and not _is_variable(like):
+        return tuple(_unpacked(value[k], item) for k, item in enumerate(like))
+    return value
 
 
 def _is_variable(value: Any) -> bool:
