@@ -26,7 +26,7 @@ from dynvision_snn.engine.timed import (
     merged,
     stacked,
 )
-from dynvision_snn.engine.tracing import Refusal
+from dynvision_snn.engine.tracing import Refusal, Traced
 from dynvision_snn.observation import Attachment, Observation, Run, Watched
 
 
@@ -87,7 +87,7 @@ class LayerRun:
         traced = self.plan.traced
         source = next(a for a in first.all_input_nodes if isinstance(self.values[a], Timed))
         inputs: Timed = self.values[source]
-        modules = [traced.module_of[node] for node in part.nodes if node in traced.module_of]
+        modules = [m for node in part.nodes if (m := traced.acting(node)) is not None]
         heard: dict[nn.Module, tuple[list[Tensor], list[Tensor]]] = {
             module: ([], []) for module in modules if self._watching(module)
         }
@@ -95,9 +95,9 @@ class LayerRun:
         def one_batch(x: Tensor) -> Tensor:
             given = source
             for node in part.nodes:
-                before, x = x, _applied(node, x, given, self.values, traced.module_of)
+                before, x = x, _applied(node, x, given, self.values, traced)
                 given = node
-                module = traced.module_of.get(node)
+                module = traced.acting(node)
                 if module in heard:
                     heard[module][0].append(before)
                     heard[module][1].append(x)
@@ -262,7 +262,7 @@ def check_listeners(plan: LayerPlan, attachments: Sequence[Attachment]) -> None:
     Raises:
         Refusal: naming the module.
     """
-    told = set(plan.traced.module_of.values())
+    told = {*plan.traced.module_of.values(), *plan.traced.repeated.values()}
     for attachment in attachments:
         for item in attachment.watched:
             if item.module not in told and any(inside in told for inside in item.module.modules()):
@@ -389,14 +389,15 @@ def _applied(
     x: Tensor,
     given: fx.Node,
     values: Mapping[fx.Node, Any],
-    module_of: Mapping[fx.Node, nn.Module],
+    traced: Traced,
 ) -> Tensor:
     """One stateless node on one batch `x`, which stands for the value of `given`."""
-    if node in module_of:
+    module = traced.acting(node)
+    if module is not None:
         # Not the call: its hooks would take a batch of timesteps for one of samples.
-        output: Tensor = module_of[node].forward(_laid_out(module_of[node], x))
+        output: Tensor = module.forward(_laid_out(module, x))
         return output
-    result: Tensor = _computed(node, {**values, given: x}, module_of)
+    result: Tensor = _computed(node, {**values, given: x}, traced.module_of)
     return result
 
 

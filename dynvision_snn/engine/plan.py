@@ -298,7 +298,9 @@ def _alone(stepping: str) -> Manner:
 
 def _why_not_merged(traced: Traced, node: fx.Node, stepping: str) -> str | None:
     """Why a stateless node cannot take many timesteps as one batch."""
-    module = traced.module_of.get(node)
+    module = traced.acting(node)
+    if node in traced.repeated:
+        stepping = "step"
     if module is None:
         return _why_function_not_merged(node, stepping)
     if isinstance(module, _BATCH_NORMS):

@@ -45,6 +45,7 @@ class Traced:
         graph: its nodes, in the order of their computation.
         module_of: what each ``call_module`` node calls.
         layer_of: what is known of it, where it is a neuron layer.
+        repeated: what a node calls once per timestep, where it only repeats another module.
         inputs: the placeholder of the input.
         states: the states that are passed, with placeholders for their variables.
         outputs: what the model returns besides its states, with nodes for tensors.
@@ -57,11 +58,16 @@ class Traced:
     graph: fx.Graph
     module_of: Mapping[fx.Node, nn.Module]
     layer_of: Mapping[fx.Node, Layer]
+    repeated: Mapping[fx.Node, nn.Module]
     inputs: fx.Node
     states: tuple[Any, ...]
     outputs: Any
     returned: tuple[Any, ...]
     starts_alike: bool = True
+
+    def acting(self, node: fx.Node) -> nn.Module | None:
+        """The module that computes `node`; None for a function."""
+        return self.repeated.get(node, self.module_of.get(node))
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -178,6 +184,12 @@ class _Tracer(fx.Tracer):
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         return type(m).__module__.startswith("torch.nn.") and not isinstance(m, containers)
 
+    def _repeated(self, module: nn.Module) -> nn.Module | None:
+        children = list(module.children())
+        if len(children) == 1 and self._adapters.loops_children(module):
+            return children[0]
+        return None
+
     def traced(
         self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any
     ) -> Traced:
@@ -197,6 +209,7 @@ class _Tracer(fx.Tracer):
             graph,
             module_of,
             {n: self._layers[m] for n, m in module_of.items() if m in self._layers},
+            {n: c for n, m in module_of.items() if (c := self._repeated(m)) is not None},
             inputs,
             wrapper.placeholders,
             outputs,
