@@ -81,7 +81,8 @@ class Engine:
             check_hooks(host.hosted(), host.attached())
             return self._planned(host.hosted(), host.adapters, calling, example)
         except Refusal as refusal:
-            return self._refused(refusal)
+            self._refused(refusal)
+            return None
 
     def run(
         self,
@@ -101,7 +102,8 @@ class Engine:
         try:
             check_listeners(plan, attachments)
         except Refusal as refusal:
-            return self._refused(refusal)
+            self._refused(refusal)
+            return None
         self._refusal = ""
         self._backend = backend_for(shown.example)
         return _run(plan, host.hosted(), calling, shown, run, attachments, states)

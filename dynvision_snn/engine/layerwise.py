@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from dynvision_snn.adapters import Call, Layer, Role
-from dynvision_snn.engine.plan import CONVOLUTIONAL, LayerPlan, Part, pairs
+from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
+from dynvision_snn.engine.samplewise import CONVOLUTIONAL
 from dynvision_snn.engine.scans import Scanned, scan
 from dynvision_snn.engine.timed import (
-    PerStep,
     Timed,
     at_step,
     map_timed,
@@ -27,14 +27,8 @@ from dynvision_snn.engine.timed import (
     stacked,
 )
 from dynvision_snn.engine.tracing import Refusal, Traced
+from dynvision_snn.engine.values import bind, kept, last, looked_up
 from dynvision_snn.observation import Attachment, Observation, Run, Watched
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Last:
-    """A state variable of which the last timestep alone was kept."""
-
-    value: Any
 
 
 @dataclass(eq=False, slots=True)
@@ -59,24 +53,26 @@ class LayerRun:
         """The outputs, `Timed`, and the states after the last timestep."""
         traced = self.plan.traced
         self.values[traced.inputs] = inputs
-        _bind(traced.states, states, self.values)
+        bind(traced.states, states, self.values)
         needed = _last_uses(self.plan)
         for k, part in enumerate(self.plan.parts):
             _RUNNERS[part.manner](self, part)
             for node in needed.get(k, ()):
                 self.values.pop(node, None)
-        outputs = map_arg_containers(traced.outputs, self.values)
-        returned = map_arg_containers(traced.returned, self.values)
-        return outputs, _last(returned)
+        outputs = looked_up(traced.outputs, self.values)
+        returned = looked_up(traced.returned, self.values)
+        return outputs, last(returned)
 
     # -- parts ------------------------------------------------------------------------------------
 
     def pick(self, part: Part) -> None:
         """Takes a state variable out of what a neuron returned."""
         for node in part.nodes:
-            whole, key = self.values[node.args[0]], node.args[1]
-            by_name = node.target is getattr
-            self.values[node] = getattr(whole, key) if by_name else whole[key]
+            self._pick(node)
+
+    def _pick(self, node: fx.Node) -> None:
+        whole, key = self.values[picked_from(node)], node.args[1]
+        self.values[node] = getattr(whole, key) if isinstance(key, str) else whole[key]
 
     def layer(self, part: Part) -> None:
         """A chain of stateless layers and functions, on the distinct values."""
@@ -113,7 +109,7 @@ class LayerRun:
         traced = self.plan.traced
         node = next(n for n in part.nodes if n in traced.layer_of)
         layer = traced.layer_of[node]
-        inputs: Timed = self.values[node.args[0]]
+        inputs: Timed = self.values[picked_from(node)]
         args = [self.values[a] if isinstance(a, fx.Node) else a for a in node.args[1:]]
         kwargs = {
             k: self.values[a] if isinstance(a, fx.Node) else a for k, a in node.kwargs.items()
@@ -129,16 +125,14 @@ class LayerRun:
         layer.adapter.scan_finish(layer.module, ran.state)
         values = {
             "output": Timed(ran.output),
-            "membrane": _kept(ran.membrane, ran.state.get("membrane")),
-            "current": _kept(ran.current, ran.state.get("current")),
+            "membrane": kept(ran.membrane, ran.state.get("membrane")),
+            "current": kept(ran.current, ran.state.get("current")),
             "spikes": Timed(ran.output),
         }
         self.values[node] = layer.adapter.scan_return(layer.module, values)
         for other in part.nodes:
             if other is not node:
-                whole, key = self.values[other.args[0]], other.args[1]
-                by_name = other.target is getattr
-                self.values[other] = getattr(whole, key) if by_name else whole[key]
+                self._pick(other)
         self._tell_scanned(layer, inputs, ran, start, shows=_shows_membrane(layer))
 
     def step(self, part: Part) -> None:
@@ -159,7 +153,7 @@ class LayerRun:
             now: dict[fx.Node, Any] = {n: at_step(self.values[n], t) for n in outside} | held
             for node in part.nodes:
                 now[node] = _computed(node, now, traced.module_of)
-            held = {p: _looked_up(value, now) for p, value in back.items()}
+            held = {p: looked_up(value, now) for p, value in back.items()}
             steps.append({node: now[node] for node in part.nodes})
         for node in part.nodes:
             self.values[node] = stacked([step.pop(node) for step in steps])
@@ -275,11 +269,9 @@ def _shows_membrane(layer: Layer) -> bool:
         return True
     values = dict.fromkeys(("output", "membrane", "current", "spikes"), torch.empty(0))
     returned = layer.adapter.scan_return(layer.module, values)
-    return "current" in layer.adapter.read(layer.module, Call((), {}, returned)).state or (
-        layer.adapter.read(layer.module, Call((), {}, returned)).membrane is not None
-        and layer.spikes_or_integrates
-        and layer.traits.role is Role.SPIKING
-    )
+    reading = layer.adapter.read(layer.module, Call((), {}, returned))
+    spikes = layer.traits.role is Role.SPIKING
+    return bool(reading.state) or (spikes and reading.membrane is not None)
 
 
 def _presynaptic(
@@ -303,55 +295,6 @@ def _laid_out(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Conv2d) and x.device.type == "cpu":
         return x.contiguous(memory_format=torch.channels_last)
     return x
-
-
-def _kept(over_time: Tensor | None, last: Tensor | None) -> Any:
-    return Last(last) if over_time is None else Timed(over_time)
-
-
-def _last(value: Any) -> Any:
-    """The values after the last timestep."""
-    if isinstance(value, Last):
-        return value.value
-    if isinstance(value, Timed):
-        return value.last()
-    if isinstance(value, PerStep):
-        return value.steps[-1]
-    if isinstance(value, dict):
-        return {key: _last(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_last(item) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_last(item) for item in value)
-    return value
-
-
-def _bind(states: Any, given: Any, values: dict[fx.Node, Any]) -> None:
-    """Gives every placeholder its state; None where the run starts from reset state."""
-    if isinstance(states, fx.Node):
-        values[states] = given
-    elif isinstance(states, dict):
-        for key, item in states.items():
-            _bind(item, None if given is None else given[key], values)
-    elif isinstance(states, tuple | list):
-        for k, item in enumerate(states):
-            _bind(item, None if given is None else given[k], values)
-
-
-def map_arg_containers(value: Any, values: Mapping[fx.Node, Any]) -> Any:
-    """`value` with every node replaced by what it yielded."""
-    if isinstance(value, fx.Node):
-        return values[value]
-    if isinstance(value, dict):
-        return {key: map_arg_containers(item, values) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_arg_containers(item, values) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(map_arg_containers(item, values) for item in value)
-    return value
-
-
-_looked_up = map_arg_containers
 
 
 def _computed(

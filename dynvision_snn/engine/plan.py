@@ -1,9 +1,9 @@
 """How a model can run over time, part by part, so that the numbers stay its library's own.
 
-A plan is made from the data flow of one call (`tracing`). Where a one-step model's states come back,
-the graph has edges backwards in time; what these join is one part. A stateless layer that is joined
-with nothing handles many timesteps as one batch; a neuron that is joined with its own state alone is
-scanned; the rest runs as the step engine would run it, that part alone.
+A plan is made from the data flow of one call (`tracing`). Where a one-step model's states come
+back, the graph has edges backwards in time; what these join is one part. A stateless layer that is
+joined with nothing handles many timesteps as one batch; a neuron that is joined with its own state
+alone is scanned; the rest runs as the step engine would run it, that part alone.
 
 What cannot be the same computation is a `Refusal` of the whole model, with its reason.
 """
@@ -11,49 +11,22 @@ What cannot be the same computation is a `Refusal` of the whole model, with its 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from dynvision_snn.adapters import Call, Layer
 from dynvision_snn.engine.calling import Calling
+from dynvision_snn.engine.samplewise import is_random, why_not_merged
 from dynvision_snn.engine.tracing import Refusal, Traced
 from dynvision_snn.observation import Attachment, LayerHook
 
 Manner = Literal["layer", "scan", "step", "whole", "pick"]
 """How a part runs: many timesteps as one batch, one scan, timestep by timestep, one call with all
 timesteps, or no computation (a state variable taken out of what a neuron returned)."""
-
-# Modules that treat the samples of a batch one by one, so that timesteps may be batched.
-SAMPLEWISE: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.Linear, nn.Unflatten,
-    nn.Conv1d, nn.Conv2d, nn.Conv3d,
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus,
-    nn.Hardtanh, nn.LayerNorm, nn.GroupNorm, nn.Upsample, nn.ZeroPad2d,
-)  # fmt: skip
-CONVOLUTIONAL = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-RANDOM = (*_DROPOUTS, nn.RReLU, nn.FeatureAlphaDropout)
-
-# Functions that work element by element, on tensors and numbers.
-_ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
-    {
-        operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,
-        torch.add, torch.sub, torch.mul, torch.relu, torch.sigmoid, torch.tanh, F.relu,
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -162,21 +135,10 @@ def _check_each_once(traced: Traced) -> None:
 
 
 def _check_randomness(traced: Traced) -> None:
-    random = [node for node in traced.nodes if _is_random(node, traced.module_of.get(node))]
+    random = [node for node in traced.nodes if is_random(node, traced.module_of.get(node))]
     if len(random) > 1:
         names = ", ".join(str(node.target).removeprefix("net.") for node in random)
         raise Refusal(f"{names} would draw their random numbers in another order")
-
-
-def _is_random(node: fx.Node, module: nn.Module | None) -> bool:
-    if module is not None:
-        return isinstance(module, RANDOM) and module.training and not _is_silent(module)
-    name = str(node.target)
-    return any(word in name for word in ("rand", "bernoulli", "dropout", "normal", "poisson"))
-
-
-def _is_silent(module: nn.Module) -> bool:
-    return isinstance(module, _DROPOUTS) and module.p == 0
 
 
 # -- parts ----------------------------------------------------------------------------------------
@@ -285,7 +247,7 @@ def _part(
             return Part("scan", nodes, name, wants=_wanted(traced, neurons[0], words))
         return Part(_alone(stepping), nodes, name, reason)
     if len(component) == 1:
-        reason = _why_not_merged(traced, component[0], stepping)
+        reason = why_not_merged(traced, component[0], stepping)
         if reason is None:
             return Part("layer", nodes, name)
         return Part(_alone(stepping), nodes, name, reason)
@@ -296,50 +258,6 @@ def _alone(stepping: str) -> Manner:
     return "step" if stepping == "step" else "whole"
 
 
-def _why_not_merged(traced: Traced, node: fx.Node, stepping: str) -> str | None:
-    """Why a stateless node cannot take many timesteps as one batch."""
-    module = traced.acting(node)
-    if node in traced.repeated:
-        stepping = "step"
-    if module is None:
-        return _why_function_not_merged(node, stepping)
-    if isinstance(module, _BATCH_NORMS):
-        if type(module) in _BATCH_NORMS and not module.training and module.track_running_stats:
-            return None
-        return "batch normalisation in training mode: each timestep is a batch of its own"
-    if isinstance(module, _DROPOUTS):
-        silent = type(module) in _DROPOUTS and (not module.training or _is_silent(module))
-        return None if silent else "its random numbers are drawn timestep by timestep"
-    if type(module) is nn.Flatten:
-        return None if stepping == "step" and module.start_dim >= 1 else "it flattens another axis"
-    if type(module) not in SAMPLEWISE:
-        return f"{type(module).__name__} is not known to treat samples one by one"
-    if stepping == "sequence" and not isinstance(module, nn.Linear | nn.Identity | nn.ReLU):
-        return "it is called with all timesteps"
-    if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d) and module.return_indices:
-        return "it returns indices"
-    return None
-
-
-def _why_function_not_merged(node: fx.Node, stepping: str) -> str | None:
-    if node.op == "get_attr":
-        return None
-    tensors = [value for value in node.args if isinstance(value, fx.Node)]
-    numbers = [value for value in node.args if isinstance(value, int | float)]
-    if node.target in _ELEMENTWISE and len(tensors) + len(numbers) == len(node.args):
-        if not node.kwargs and sum(t.op != "get_attr" for t in tensors) == 1 == len(tensors):
-            return None
-        return "it joins several values"
-    flattens = node.target is torch.flatten or (
-        node.op == "call_method" and node.target == "flatten"
-    )
-    if flattens and stepping == "step" and (*node.args[1:], *node.kwargs.values()) == (1,):
-        return None
-    return (
-        f"{getattr(node.target, '__name__', node.target)} is not known to treat samples one by one"
-    )
-
-
 # -- neurons --------------------------------------------------------------------------------------
 
 
@@ -348,7 +266,7 @@ _ALSO: Mapping[str, tuple[str, ...]] = {"spikes": ("output",)}
 
 
 def _words(traced: Traced) -> dict[fx.Node, Any]:
-    """Of every neuron that a scan can run, and of what is picked from what it returns, our names."""
+    """Of every neuron that a scan can run, and of what is picked from its output, our names."""
     words: dict[fx.Node, Any] = {}
     for node in traced.nodes:
         layer = traced.layer_of.get(node)
@@ -356,9 +274,8 @@ def _words(traced: Traced) -> dict[fx.Node, Any]:
             if layer.adapter.why_no_scan(layer.module) is None:
                 names = {n: n for n in ("output", "membrane", "current", "spikes")}
                 words[node] = layer.adapter.scan_return(layer.module, names)
-        elif _picks(node) and node.args[0] in words:
-            whole = words[node.args[0]]
-            picked = _picked(node, whole)
+        elif _picks(node) and picked_from(node) in words:
+            picked = _picked(node, words[picked_from(node)])
             if picked is not None:
                 words[node] = picked
     return words
@@ -368,10 +285,17 @@ def _picks(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in (operator.getitem, getattr)
 
 
+def picked_from(node: fx.Node) -> fx.Node:
+    """The node whose value `node` takes a part of."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
 def _picked(node: fx.Node, whole: Any) -> Any:
     key = node.args[1]
-    if node.target is getattr:
-        return getattr(whole, key) if key in getattr(whole, "_fields", ()) else None
+    if isinstance(key, str):
+        return whole._asdict().get(key) if hasattr(whole, "_fields") else None
     if isinstance(whole, tuple) and isinstance(key, int) and -len(whole) <= key < len(whole):
         return whole[key]
     return None
@@ -387,16 +311,19 @@ def _why_no_scan(
     if layer.traits.sequence != (stepping == "sequence") or layer.traits.time_axis != 0:
         return "it is called in another way than the model"
     back = dict(pairs(traced.states, traced.returned))
-    arguments = [*node.args[1:], *node.kwargs.values()]
+    arguments: list[Any] = [*node.args[1:], *node.kwargs.values()]
     passed = [value for value in arguments if value is not None]
     if any(not isinstance(value, fx.Node) or value not in back for value in passed):
         return "the state that it is passed is not the one that it returned"
-    renamed = [None if v is None else words.get(back[v]) for v in node.args[1:]]
-    by_name = {k: None if v is None else words.get(back[v]) for k, v in node.kwargs.items()}
-    if any(words.get(back[value]) is None for value in passed):
+
+    def renamed(value: Any) -> Any:
+        return None if value is None else words.get(back[value])
+
+    by_name = {key: renamed(value) for key, value in node.kwargs.items()}
+    if any(renamed(value) is None for value in passed):
         return "the state that it is passed is not the one that it returned"
     if stepping == "step" and passed:
-        call = Call((torch.empty(0), *renamed), by_name, None)
+        call = Call((torch.empty(0), *map(renamed, node.args[1:])), by_name, None)
         start = layer.adapter.scan_start(layer.module, call)
         start = {ours: word for ours, word in start.items() if isinstance(word, str)}
         if any(word not in (ours, *_ALSO.get(ours, ())) for ours, word in start.items()):
@@ -417,8 +344,8 @@ def _wanted(traced: Traced, neuron: fx.Node, words: Mapping[fx.Node, Any]) -> fr
 
 
 def _root(node: fx.Node) -> fx.Node:
-    while _picks(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
+    while _picks(node):
+        node = picked_from(node)
     return node
 
 

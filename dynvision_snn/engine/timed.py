@@ -34,7 +34,7 @@ class Timed:
         if isinstance(steps, Tensor):
             return cls(steps)
         rows: dict[int, int] = {}
-        distinct = []
+        distinct: list[Tensor] = []
         index = []
         for step in steps:
             if id(step) not in rows:

@@ -190,9 +190,7 @@ class _Tracer(fx.Tracer):
             return children[0]
         return None
 
-    def traced(
-        self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any
-    ) -> Traced:
+    def traced(self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any) -> Traced:
         """Traces the forward with placeholders in the form of its states."""
         wrapper = _Called(net, self, form, like)
         graph = self.trace(wrapper)
@@ -220,9 +218,7 @@ class _Tracer(fx.Tracer):
 class _Called(nn.Module):
     """Calls the model with states made of placeholders."""
 
-    def __init__(
-        self, net: nn.Module, tracer: fx.Tracer, form: tuple[Any, ...], like: Any
-    ) -> None:
+    def __init__(self, net: nn.Module, tracer: fx.Tracer, form: tuple[Any, ...], like: Any) -> None:
         super().__init__()
         self.net = net
         self._tracer = tracer
@@ -252,9 +248,10 @@ class _Called(nn.Module):
 
 def _unpacked(value: Any, like: Any) -> Any:
     """What a neuron returned as a whole, taken apart as the model's caller does."""
-    if isinstance(value, fx.Proxy) and isinstance(like, tuple | list) and not _is_variable(like):
-        return tuple(_unpacked(value[k], item) for k, item in enumerate(like))
-    return value
+    if not isinstance(value, fx.Proxy) or not isinstance(like, tuple | list) or _is_variable(like):
+        return value
+    whole: Any = value
+    return tuple(_unpacked(whole[k], item) for k, item in enumerate(like))
 
 
 def _is_variable(value: Any) -> bool:
