@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from dynvision_snn.adapters import Adapter, Adapters, Layer, Role, integration_problems
 from dynvision_snn.adapters.finding import uncompiled
 from dynvision_snn.engine.calling import Stepping
+from dynvision_snn.engine.choosing import Engine, EngineName
 from dynvision_snn.engine.looking import Look, look
 from dynvision_snn.engine.pickling import check_picklable
+from dynvision_snn.engine.plan import LayerPlan
 from dynvision_snn.engine.precision import telling_dtypes
 from dynvision_snn.engine.shown import Shown, shown
 from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
@@ -47,6 +49,7 @@ def wrap(
     adapters: Iterable[Adapter] = (),
     set_dt: bool = False,
     check_finite: bool = False,
+    engine: EngineName = "step",
 ) -> TimedModel:
     """A model that runs in biological time; `net` itself is not rewritten.
 
@@ -71,6 +74,10 @@ def wrap(
         check_finite: stop a run at the first input, output or membrane that is NaN or infinite,
             with an `ObservationError` that names layer and timestep. Waits for the device at every
             timestep.
+        engine: ``"step"``, the reference, runs the model as its library would, bit for bit.
+            ``"layer"`` runs layer by layer what can be, within a stated tolerance (a spike may flip
+            whose membrane was at the threshold), and refuses the rest; ``"auto"`` does so where it
+            can. `TimedModel.explain` says which part runs how.
 
     Raises:
         WrapError: if `net` has no layer to observe, or is wrapped already.
@@ -97,6 +104,7 @@ def wrap(
         adapters=adapters,
         set_dt=set_dt,
         check_finite=check_finite,
+        engine=engine,
     )
 
 
@@ -124,6 +132,7 @@ class TimedModel(RunHost):
         adapters: Iterable[Adapter] = (),
         set_dt: bool = False,
         check_finite: bool = False,
+        engine: EngineName = "step",
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -150,6 +159,7 @@ class TimedModel(RunHost):
         self.adapters = Adapters(adapters)
         self._by_hand = (stepping, time_axis, readout)
         self._look: Look | None = None
+        self._engine = Engine(engine)
         layers = self.layers()
         _check_something_to_observe(net, layers)
         _agree_on_dt(layers, self.dt, set_dt)
@@ -217,6 +227,10 @@ class TimedModel(RunHost):
     @property
     def _is_layer(self) -> bool:
         return self.adapters.layer(uncompiled(self.net)) is not None
+
+    def explain(self) -> str:
+        """Which part of the model runs how, and why a part does not run faster; after a run."""
+        return self._engine.explain()
 
     def extra_repr(self) -> str:
         """What `repr` shows beside the model inside."""
@@ -336,6 +350,7 @@ class TimedModel(RunHost):
         if state is not None:
             _check_goes_on(state, layers, what.example.shape[0])
         start, origin = (0, object()) if state is None else (state.timestep, state.origin)
+        plan = self._engine.planned(self, seen.calling, what.example)
         kept = _kept_layers(layers, seen.readout, record)
         run = Run(
             n_timesteps=what.n_timesteps,
@@ -362,7 +377,7 @@ class TimedModel(RunHost):
                 stack.enter_context(layer.adapter.recording(layer.module))
             stack.enter_context(_isolated(list(layers.values()), state))
             stack.enter_context(self.saying(run))
-            output, passed = self._run(what, run, seen, state)
+            output, passed = self._run(what, run, seen, state, plan)
             after = RunState(
                 passed,
                 {name: layer.adapter.state(layer.module) for name, layer in layers.items()},
@@ -395,7 +410,12 @@ class TimedModel(RunHost):
             )
 
     def _run(
-        self, what: Shown, run: Run, seen: Look, state: RunState | None
+        self,
+        what: Shown,
+        run: Run,
+        seen: Look,
+        state: RunState | None,
+        plan: LayerPlan | None,
     ) -> tuple[Tensor | None, tuple[Any, ...]]:
         """The output over time where it is what is decoded, and the states that are passed."""
         calling = seen.calling
@@ -407,6 +427,10 @@ class TimedModel(RunHost):
             )
         passed = calling.initial_states if state is None else copied(state.passed)
         wanted = seen.readout is None
+        ran = None if plan is None else self._engine.run(plan, self, calling, what, run, passed)
+        if ran is not None:
+            outputs, passed = ran
+            return (outputs if wanted else None), passed
         if calling.stepping == "sequence":
             outputs, passed = run_sequence(self.net, calling, what.whole(), passed)
             if not wanted:

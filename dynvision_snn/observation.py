@@ -190,10 +190,13 @@ class Listener(ABC):
     Attributes:
         hears_idle: whether idle timesteps of a `RunHost`'s run are delivered too.
         hears_synapses: whether observations carry what the inner synapses received.
+        hears_membranes: whether it reads membranes and further state. An engine that need not keep
+            them at every timestep leaves them out where nobody does.
     """
 
     hears_idle: ClassVar[bool] = False
     hears_synapses: ClassVar[bool] = False
+    hears_membranes: ClassVar[bool] = True
 
     @abstractmethod
     def observe(self, observation: Observation) -> None:
@@ -230,6 +233,10 @@ class RunHost(nn.Module):
     def hosted(self) -> nn.Module:
         """The module that is run; names of layers are relative to it."""
         raise NotImplementedError
+
+    def attached(self) -> list[Attachment]:
+        """Those who listen now."""
+        return [attachment for attachment in self._attachments if not attachment.closed]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no listeners: those of the original stay with the original.
@@ -399,6 +406,11 @@ class Attachment:
         self._give_back()
 
     @property
+    def listener(self) -> Listener | None:
+        """Who receives the observations, if it is still there."""
+        return self._listener()
+
+    @property
     def closed(self) -> bool:
         """Whether the hooks have been given back."""
         return not self._give_back.alive
@@ -475,6 +487,13 @@ class Attachment:
         if listener is None:
             return
         self.deliver(self._observed(watched, call))
+
+    def tell(self, observation: Observation) -> None:
+        """Delivers what an engine observed without a call that a hook would have heard."""
+        name = observation.name
+        self._counts[name] = self._counts.get(name, 0) + observation.t1 - observation.t0
+        self._last[name] = observation.t1 - 1
+        self.deliver(observation)
 
     def deliver(self, observation: Observation) -> None:
         """Hands an observation to the listener, without its idle timesteps where unwanted."""

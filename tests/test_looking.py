@@ -49,7 +49,7 @@ def gradients(net: nn.Module) -> list[Tensor | None]:
 @every_style
 def test_equals_the_librarys_own_loop_bit_for_bit(style: Style):
     ours, theirs = style.fresh().eval(), style.fresh().eval()
-    run = wrap(ours, dt=DT)(inputs())
+    run = wrap(ours, dt=DT, engine="step")(inputs())
     membrane, spikes = style.oracle(theirs, inputs())
     assert torch.equal(run.membrane, membrane)
     assert membrane.std() > 0
@@ -91,7 +91,7 @@ def test_the_first_run_equals_the_second_and_is_no_other_than_without_a_look(sty
 @every_style
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_looking_does_not_depend_on_the_batch(style: Style, batch: int):
-    model = wrap(style.fresh().eval(), dt=DT)
+    model = wrap(style.fresh().eval(), dt=DT, engine="step")
     run = model(inputs(T, batch))
     assert torch.equal(run.membrane, style.oracle(style.fresh().eval(), inputs(T, batch))[0])
     assert run.readout == style.readout

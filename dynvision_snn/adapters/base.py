@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from dynvision_snn.adapters.scan_spec import ScanSpec
 from dynvision_snn.errors import AdapterError
 from dynvision_snn.timing import format_ms, nearest_steps, whole_steps
 
@@ -240,6 +241,31 @@ class Adapter(ABC):
         timestep of a run rightly so, at any later one because its state was dropped.
         """
         return False
+
+    def why_no_scan(self, module: nn.Module) -> str | None:
+        """Why an engine cannot run `module` without calling it; None where it can.
+
+        Asked once for each plan; may wait for the module's device, unlike what follows.
+        """
+        return f"no scan is written for {type(module).__name__}"
+
+    def scan_spec(self, module: nn.Module) -> ScanSpec:
+        """One timestep of `module` with its present parameters, where there is no `why_no_scan`."""
+        raise NotImplementedError
+
+    def scan_start(self, module: nn.Module, call: Call) -> Mapping[str, Any]:
+        """The state that a call starts from, by our names, whether passed or held by the module.
+
+        What starts by itself (nothing passed, nothing held) is left out.
+        """
+        raise NotImplementedError
+
+    def scan_return(self, module: nn.Module, values: Mapping[str, Any]) -> Any:
+        """What a call returns, put together from ``"output"`` and the state variables."""
+        raise NotImplementedError
+
+    def scan_finish(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Leaves the state in the module as its own forward would."""
 
     def is_container(self, module: nn.Module) -> bool:
         """Whether `module` only passes tensors and states between its children."""

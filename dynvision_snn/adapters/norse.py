@@ -18,6 +18,7 @@ with warnings.catch_warnings():
 import torch
 from torch import Tensor, nn
 
+from dynvision_snn.adapters import norse_scan as scans
 from dynvision_snn.adapters.base import (
     Adapter,
     Call,
@@ -41,6 +42,7 @@ from dynvision_snn.adapters.norse_table import (
     flat,
     parameters_of,
 )
+from dynvision_snn.adapters.scan_spec import ScanSpec
 from dynvision_snn.errors import AdapterError
 from dynvision_snn.timing import ms_to_seconds, seconds_to_ms
 
@@ -177,6 +179,22 @@ class NorseAdapter(Adapter):
     def loops_children(self, module: nn.Module) -> bool:
         """Whether `module` is a Lift, which calls what it lifts once per timestep."""
         return isinstance(module, norse.Lift)
+
+    def why_no_scan(self, module: nn.Module) -> str | None:
+        """Why its timesteps cannot be computed without calling it."""
+        return scans.why_not(module)
+
+    def scan_spec(self, module: nn.Module) -> ScanSpec:
+        """One timestep, in the library's order of operations."""
+        return scans.spec(module)
+
+    def scan_start(self, module: nn.Module, call: Call) -> Mapping[str, Any]:
+        """The state that a call starts from."""
+        return scans.start(module, call)
+
+    def scan_return(self, module: nn.Module, values: Mapping[str, Any]) -> Any:
+        """What a call returns."""
+        return scans.returned(module, values)
 
     def rows(self) -> Iterator[CatalogueRow]:
         """What the documentation says of every class."""

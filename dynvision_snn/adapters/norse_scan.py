@@ -8,10 +8,12 @@ from typing import Any
 
 import norse.torch as norse
 import torch
+from norse.torch.functional.lif_box import LIFBoxFeedForwardState
 from norse.torch.functional.reset import reset_subtract, reset_value
 from norse.torch.module.leaky_integrator_box import LIBoxCell
 from torch import Tensor, nn
 
+from dynvision_snn.adapters.base import Call
 from dynvision_snn.adapters.norse_delay import delay_steps
 from dynvision_snn.adapters.scan_spec import (
     After,
@@ -47,6 +49,18 @@ def why_not(module: Any) -> str | None:
 def spec(module: Any) -> ScanSpec:
     """One timestep of `module`, with its present parameters; only where there is no `why_not`."""
     return _SPECS[type(module)](module)
+
+
+def start(module: Any, call: Call) -> dict[str, Any]:
+    """The state passed to a call."""
+    state = call.argument(1, "state")
+    return {} if state is None else {NAMES[k]: v for k, v in state._asdict().items()}
+
+
+def returned(module: Any, values: Mapping[str, Any]) -> Any:
+    """The output, and the state as Norse's namedtuple."""
+    state = _STATES[type(module)]
+    return values["output"], state(*(values[NAMES[name]] for name in state._fields))
 
 
 def _lif(module: Any) -> ScanSpec:
@@ -133,6 +147,23 @@ def _tensor(value: Tensor | float) -> Tensor:
 
 
 _RECURRENT = (norse.LIFRecurrentCell, norse.LIFRecurrent)
+NAMES: Mapping[str, str] = {"z": "spikes", "v": "membrane", "i": "current"}
+"""Norse's state variables, and our names of them."""
+
+_STATES: Mapping[type[nn.Module], Any] = {
+    norse.LIFCell: norse.LIFFeedForwardState,
+    norse.LIF: norse.LIFFeedForwardState,
+    norse.LIFRecurrentCell: norse.LIFState,
+    norse.LIFRecurrent: norse.LIFState,
+    norse.LIFBoxCell: LIFBoxFeedForwardState,
+    norse.LICell: norse.LIState,
+    norse.LI: norse.LIState,
+    norse.LILinearCell: norse.LIState,
+    LIBoxCell: norse.LIBoxState,
+    norse.IAFCell: norse.IAFFeedForwardState,
+    norse.IAF: norse.IAFFeedForwardState,
+}
+
 _IAF = (norse.IAFCell, norse.IAF)
 
 _SPECS: Mapping[type[nn.Module], Callable[[Any], ScanSpec]] = {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynvision_snn.adapters import snntorch_scan as scans
 from dynvision_snn.adapters.base import (
     Adapter,
     Call,
@@ -24,6 +25,7 @@ from dynvision_snn.adapters.base import (
     TimeConstant,
 )
 from dynvision_snn.adapters.catalogue import CatalogueRow, library_class, refusal, row_of, unknown
+from dynvision_snn.adapters.scan_spec import ScanSpec
 from dynvision_snn.adapters.snntorch_retiming import RULES
 from dynvision_snn.adapters.snntorch_table import BASES, REFUSED, TABLE, Neuron
 from dynvision_snn.timing import time_constant_euler, time_constant_exact
@@ -144,6 +146,26 @@ class SnnTorchAdapter(Adapter):
         if rule is None or library_class(module, "snntorch") not in RULES:
             return super().retime(module, dt, new_dt)
         return rule(module, dt, new_dt)
+
+    def why_no_scan(self, module: nn.Module) -> str | None:
+        """Why its timesteps cannot be computed without calling it."""
+        return scans.why_not(module)
+
+    def scan_spec(self, module: nn.Module) -> ScanSpec:
+        """One timestep, in the library's order of operations."""
+        return scans.spec(module)
+
+    def scan_start(self, module: nn.Module, call: Call) -> Mapping[str, Any]:
+        """The state that a call starts from."""
+        return scans.start(module, call)
+
+    def scan_return(self, module: nn.Module, values: Mapping[str, Any]) -> Any:
+        """What a call returns."""
+        return scans.returned(module, values)
+
+    def scan_finish(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Leaves the state in the buffers."""
+        scans.finish(module, state)
 
     def rows(self) -> Iterator[CatalogueRow]:
         """What the documentation says of every class."""

@@ -9,6 +9,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from dynvision_snn.adapters.base import Call
 from dynvision_snn.adapters.scan_spec import (
     After,
     Before,
@@ -19,8 +20,13 @@ from dynvision_snn.adapters.scan_spec import (
 )
 from dynvision_snn.adapters.surrogates import snntorch_surrogate
 
-SCANNED: tuple[type[nn.Module], ...] = (snn.Leaky, snn.Synaptic, snn.Lapicque, snn.RLeaky)
-"""The classes that can be scanned; a subclass may compute anything."""
+# Each class's state buffers in the order of its arguments, and our names of them.
+_ORDER: Mapping[type[nn.Module], Mapping[str, str]] = {
+    snn.Leaky: {"mem": "membrane"},
+    snn.Lapicque: {"mem": "membrane"},
+    snn.Synaptic: {"syn": "current", "mem": "membrane"},
+    snn.RLeaky: {"spk": "spikes", "mem": "membrane"},
+}
 
 _MECHANISMS: Mapping[str, int] = {"_base_sub": 0, "_base_zero": 1, "_base_int": 2}
 
@@ -30,7 +36,7 @@ def why_not(module: Any) -> str | None:
 
     May wait for the module's device, unlike `spec`.
     """
-    if type(module) not in SCANNED:
+    if type(module) not in _ORDER:  # a subclass may compute anything
         return f"no scan is written for {type(module).__name__}"
     if snntorch_surrogate(module.spike_grad) is None:
         return "its surrogate gradient is none of those shipped by snnTorch that a scan knows"
@@ -74,6 +80,30 @@ def spec(module: Any) -> ScanSpec:
         gains=_lapicque_gains(module) if lapicque else (),
         recurrence=_recurrence(module) if isinstance(module, snn.RLeaky) else None,
     )
+
+
+def start(module: Any, call: Call) -> dict[str, Any]:
+    """The state passed to a call, or else held by the module where it fits the input."""
+    order = _ORDER[type(module)]
+    given = {ours: call.argument(k + 1, theirs) for k, (theirs, ours) in enumerate(order.items())}
+    passed = {ours: value for ours, value in given.items() if value is not None}
+    held = {ours: getattr(module, theirs) for theirs, ours in order.items() if ours not in passed}
+    shape = call.inputs.shape
+    return passed | {ours: value for ours, value in held.items() if value.shape == shape}
+
+
+def returned(module: Any, values: Mapping[str, Any]) -> Any:
+    """Spikes alone, or with the state after them."""
+    if module.init_hidden and not module.output:
+        return values["output"]
+    states = [ours for ours in _ORDER[type(module)].values() if ours != "spikes"]
+    return (values["output"], *(values[ours] for ours in states))
+
+
+def finish(module: Any, state: Mapping[str, Tensor]) -> None:
+    """Leaves the state in the buffers."""
+    for theirs, ours in _ORDER[type(module)].items():
+        setattr(module, theirs, state[ours])
 
 
 def _lapicque_decay(module: Any) -> Tensor:

@@ -69,6 +69,7 @@ class EnergyMeter(Listener):
 
     hears_idle: ClassVar[bool] = True
     hears_synapses: ClassVar[bool] = True
+    hears_membranes: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -74,9 +74,14 @@ def run_idle(
     n_steps: int,
     states: tuple[Any, ...],
     clock: Clock,
+    *,
+    of: int | None = None,
 ) -> tuple[Any, ...]:
-    """Lets the state evolve under null input (``[B, ...]``), without a graph."""
-    clock.t = -n_steps
+    """Lets the state evolve under null input (``[B, ...]``), without a graph.
+
+    With `of`, these are the first of that many idle timesteps.
+    """
+    clock.t = -n_steps if of is None else -of
     with torch.no_grad():
         _, states = run_steps(
             net, calling, [null_input] * n_steps, states, clock, keep_outputs=False

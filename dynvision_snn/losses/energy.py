@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,8 @@ class EnergyLoss(ListeningLoss):
     tensor(3., grad_fn=<MeanBackward0>)
     >>> energy.remove_hooks()
     """
+
+    hears_membranes: ClassVar[bool] = False
 
     p: float
     monitor: Monitor | None

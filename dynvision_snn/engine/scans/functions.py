@@ -9,6 +9,7 @@ Neither has a second derivative.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,7 @@ class RecurrentScan(Function):
         """`z0`: the spikes before, ``[lanes]``; a diagonal weight is ``[lanes]`` or ``[1]``."""
         ctx.set_materialize_grads(False)
         rule = plan.rule
+        parameters, given = _on_all_lanes(parameters, u0), parameters
         u, i = u0.clone(), None if i0 is None else i0.clone()
         spikes, membrane, current = plan.outputs(x)
         if spikes is None:
@@ -146,7 +148,7 @@ class RecurrentScan(Function):
             ctx.plan = plan
             recorded = membrane if rule.owes else before
             ctx.n_distinct = x.shape[0]
-            ctx.save_for_backward(u0, i0, z0, weight, bias, spikes, before, recorded, *parameters)
+            ctx.save_for_backward(u0, i0, z0, weight, bias, spikes, before, recorded, *given)
         plan.mark(ctx, spikes)
         return spikes, membrane if plan.membrane else None, current, u, i
 
@@ -161,10 +163,11 @@ class RecurrentScan(Function):
         g, g_i = _state_gradients(grads[3:], u0, i0)
         learned = _learned(ctx.needs_input_grad[7:], u0)
         g_x = torch.empty_like(spikes)
+        lanes = _on_all_lanes(parameters, u0)
         g_z = torch.zeros_like(z0)
         for t in range(len(spikes) - 1, -1, -1):
             plan.backend.backward_step(
-                plan.rule, t, before, recorded, tuple(parameters), u0, given, g, g_i, g_x, learned
+                plan.rule, t, before, recorded, lanes, u0, given, g, g_i, g_x, learned
             )
             g_z = _received(g_x[t], weight, plan.shape)
             if t > 0:
@@ -187,6 +190,11 @@ def _at(plan: Plan, x: Tensor) -> Tensor:
 
 def _step(value: Tensor | None, t: int) -> Tensor | None:
     return None if value is None else value[t : t + 1]
+
+
+def _on_all_lanes(parameters: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:
+    """The parameters repeated once, not anew at every timestep."""
+    return tuple(parameter.expand(like.shape).contiguous() for parameter in parameters)
 
 
 def _sent(z: Tensor, weight: Tensor, bias: Tensor | None, shape: torch.Size) -> Tensor:

@@ -1,0 +1,205 @@
+"""Which engine runs a model: the plan where there is one, the step engine otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.adapters import Adapters
+from dynvision_snn.engine.calling import Calling
+from dynvision_snn.engine.layerwise import LayerRun, check_listeners
+from dynvision_snn.engine.plan import LayerPlan, check_hooks, make_plan, signature_of
+from dynvision_snn.engine.scans.backends import backend_for
+from dynvision_snn.engine.step import run_idle, run_steps
+from dynvision_snn.engine.timed import Timed, map_timed
+from dynvision_snn.engine.tracing import Refusal, trace
+from dynvision_snn.errors import WrapError, known_names
+from dynvision_snn.observation import Attachment, Run, RunHost
+
+EngineName = Literal["auto", "step", "layer"]
+
+
+class Shown(Protocol):
+    """What a run shows; see `model`."""
+
+    @property
+    def idle_steps(self) -> int:
+        """Timesteps of null input before the first."""
+
+    @property
+    def example(self) -> Tensor:
+        """The input of one timestep."""
+
+    @property
+    def steps(self) -> Tensor | Sequence[Tensor]:
+        """The inputs of all timesteps."""
+
+    @property
+    def null(self) -> Tensor | None:
+        """The null input, where there is idle time."""
+
+
+class Engine:
+    """Keeps the plan of one model, and makes it anew when the model is another.
+
+    Args:
+        name: ``"auto"``, ``"step"`` or ``"layer"``.
+
+    Raises:
+        WrapError: for another name.
+    """
+
+    def __init__(self, name: EngineName) -> None:
+        if name not in get_args(EngineName):
+            raise WrapError(f"engine={name!r}. {known_names(str(name), get_args(EngineName))}")
+        self._name = name
+        self._plan: LayerPlan | None = None
+        self._refusal = "it has not run yet"
+        self._signature: tuple[Any, ...] | None = None
+        self._backend = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes a plan of its own modules.
+        return {"_name": self._name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_name"])  # type: ignore[misc]
+
+    def planned(self, host: RunHost, calling: Calling, example: Tensor) -> LayerPlan | None:
+        """The plan for the model as it is now; None where the step engine is to run it.
+
+        Raises:
+            WrapError: under ``engine="layer"``, if there is no plan.
+        """
+        if self._name == "step":
+            self._refusal = 'engine="step"'
+            return None
+        try:
+            check_hooks(host.hosted(), host.attached())
+            return self._planned(host.hosted(), host.adapters, calling, example)
+        except Refusal as refusal:
+            self._refused(refusal)
+            return None
+
+    def run(
+        self,
+        plan: LayerPlan,
+        host: RunHost,
+        calling: Calling,
+        shown: Shown,
+        run: Run,
+        states: tuple[Any, ...],
+    ) -> tuple[Tensor, tuple[Any, ...]] | None:
+        """The first output over time and the states after it; None where the step engine is to.
+
+        Raises:
+            WrapError: under ``engine="layer"``, if someone watches who could not be told.
+        """
+        attachments = [a for a in host.attached() if a.listener is not None]
+        try:
+            check_listeners(plan, attachments)
+        except Refusal as refusal:
+            self._refused(refusal)
+            return None
+        self._refusal = ""
+        self._backend = backend_for(shown.example)
+        return _run(plan, host.hosted(), calling, shown, run, attachments, states)
+
+    def _refused(self, refusal: Refusal) -> None:
+        self._refusal = str(refusal)
+        if self._name == "layer":
+            raise WrapError(
+                f'engine="layer" cannot run this model: {refusal}. Use engine="auto", which then '
+                "runs it step by step."
+            ) from refusal
+
+    def _planned(
+        self, net: nn.Module, adapters: Adapters, calling: Calling, example: Tensor
+    ) -> LayerPlan:
+        if example.dtype is not torch.float32 or example.is_sparse:
+            raise Refusal(f"its input is {example.dtype}; scans take dense float32")
+        if torch.is_autocast_enabled(example.device.type):
+            raise Refusal("autocast changes the dtype on the way")
+        signature = signature_of(net)
+        if self._signature != signature:
+            self._plan = None
+            self._signature = signature
+            layers = adapters.layers(net)
+            by_module = {layer.module: layer for layer in layers}
+            inputs = example if calling.stepping == "step" else example.unsqueeze(0)
+            traced = trace(net, calling, adapters, by_module, inputs)
+            plan = make_plan(net, calling, traced, layers)
+            if not plan.is_worth_it:
+                raise Refusal("; ".join(dict.fromkeys(p.reason for p in plan.parts if p.reason)))
+            self._plan = plan
+        if self._plan is None:
+            raise Refusal(self._refusal)
+        return self._plan
+
+    def explain(self) -> str:
+        """The plan in words."""
+        if self._refusal or self._plan is None:
+            return f"step by step, as its library would: {self._refusal}."
+        lines = [f"layer by layer, scans by {self._backend}"]
+        if not self._plan.traced.starts_alike:
+            lines.append("  the first timestep as it is: its forward makes its own first states")
+        for part in self._plan.parts:
+            if part.manner != "pick":
+                reason = f": {part.reason}" if part.reason else ""
+                lines.append(f"  {_MANNERS[part.manner]:<28} {part.name}{reason}")
+        return "\n".join(lines)
+
+
+_MANNERS = {
+    "layer": "timesteps as one batch",
+    "scan": "one scan over time",
+    "step": "timestep by timestep",
+    "whole": "one call, as it is",
+}
+
+
+def _run(
+    plan: LayerPlan,
+    net: nn.Module,
+    calling: Calling,
+    shown: Shown,
+    run: Run,
+    attachments: Sequence[Attachment],
+    states: tuple[Any, ...],
+) -> tuple[Tensor, tuple[Any, ...]]:
+    idle, steps = shown.idle_steps, shown.steps
+    if plan.stepping == "sequence":
+        before = [] if shown.null is None else [shown.null] * idle
+        whole = [*before, *steps] if before else steps
+        outputs, states = LayerRun(plan, run, -idle, attachments)(Timed.of_steps(whole), states)
+        return _first(outputs)[idle:], states
+    fresh = not plan.traced.starts_alike and states == calling.initial_states
+    if shown.null is not None:
+        with torch.no_grad():
+            if fresh:
+                assert run.clock is not None
+                states = run_idle(net, calling, shown.null, 1, states, run.clock, of=idle)
+            null = Timed(shown.null.unsqueeze(0), torch.zeros(idle - fresh, dtype=torch.int64))
+            if len(null):
+                _, states = LayerRun(plan, run, fresh - idle, attachments)(null, states)
+    elif fresh:
+        assert run.clock is not None
+        run.clock.t = 0
+        first, states = run_steps(net, calling, steps[:1], states, run.clock, keep_outputs=True)
+        if len(steps) == 1:
+            return torch.stack(first), states
+        rest = Timed.of_steps(steps[1:])
+        outputs, states = LayerRun(plan, run, 1, attachments)(rest, states)
+        return torch.cat([torch.stack(first), _first(outputs)]), states
+    outputs, states = LayerRun(plan, run, 0, attachments)(Timed.of_steps(steps), states)
+    return _first(outputs), states
+
+
+def _first(outputs: Any) -> Tensor:
+    """The first tensor of what the model returned, over time."""
+    found: list[Tensor] = []
+    map_timed(lambda timed: found.append(timed.over_time()), outputs)
+    return found[0]

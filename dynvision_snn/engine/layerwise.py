@@ -1,0 +1,372 @@
+"""Runs a plan: layers over many timesteps at once, neurons in one scan, the rest step by step.
+
+What a listener would have heard from hooks it is told here: one observation of all timesteps for a
+module that ran as a whole; modules of a part that runs step by step are called, and their hooks
+speak for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from dynvision_snn.adapters import Call, Layer, Role
+from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
+from dynvision_snn.engine.samplewise import CONVOLUTIONAL
+from dynvision_snn.engine.scans import Scanned, scan
+from dynvision_snn.engine.timed import (
+    Timed,
+    at_step,
+    map_timed,
+    merged,
+    stacked,
+)
+from dynvision_snn.engine.tracing import Refusal, Traced
+from dynvision_snn.engine.values import bind, kept, last, looked_up
+from dynvision_snn.observation import Attachment, Observation, Run, Watched
+
+
+@dataclass(eq=False, slots=True)
+class LayerRun:
+    """One stretch of one run.
+
+    Attributes:
+        plan: the plan.
+        run: the run, as its listeners know it.
+        t0: the first timestep (idle ones are negative).
+        attachments: who listens.
+        values: what the nodes yielded, as far as it is still needed.
+    """
+
+    plan: LayerPlan
+    run: Run
+    t0: int
+    attachments: Sequence[Attachment]
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def __call__(self, inputs: Timed, states: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        """The outputs, `Timed`, and the states after the last timestep."""
+        traced = self.plan.traced
+        self.values[traced.inputs] = inputs
+        bind(traced.states, states, self.values)
+        needed = _last_uses(self.plan)
+        for k, part in enumerate(self.plan.parts):
+            _RUNNERS[part.manner](self, part)
+            for node in needed.get(k, ()):
+                self.values.pop(node, None)
+        outputs = looked_up(traced.outputs, self.values)
+        returned = looked_up(traced.returned, self.values)
+        return outputs, last(returned)
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def pick(self, part: Part) -> None:
+        """Takes a state variable out of what a neuron returned."""
+        for node in part.nodes:
+            self._pick(node)
+
+    def _pick(self, node: fx.Node) -> None:
+        whole, key = self.values[picked_from(node)], node.args[1]
+        self.values[node] = getattr(whole, key) if isinstance(key, str) else whole[key]
+
+    def layer(self, part: Part) -> None:
+        """A chain of stateless layers and functions, on the distinct values."""
+        first = part.nodes[0]
+        if first.op == "get_attr":
+            self.values[first] = _attribute(self.plan.traced.root, str(first.target))
+            return
+        traced = self.plan.traced
+        source = next(a for a in first.all_input_nodes if isinstance(self.values[a], Timed))
+        inputs: Timed = self.values[source]
+        modules = [m for node in part.nodes if (m := traced.acting(node)) is not None]
+        heard: dict[nn.Module, tuple[list[Tensor], list[Tensor]]] = {
+            module: ([], []) for module in modules if self._watching(module)
+        }
+
+        def one_batch(x: Tensor) -> Tensor:
+            given = source
+            for node in part.nodes:
+                before, x = x, _applied(node, x, given, self.values, traced)
+                given = node
+                module = traced.acting(node)
+                if module in heard:
+                    heard[module][0].append(before)
+                    heard[module][1].append(x)
+            return x
+
+        small = any(isinstance(module, CONVOLUTIONAL) for module in modules)
+        self.values[part.nodes[-1]] = merged(one_batch, inputs, small=small)
+        for module, (before, after) in heard.items():
+            self._tell(module, _gathered(before, inputs), _gathered(after, inputs))
+
+    def scan(self, part: Part) -> None:
+        """One neuron, from its first timestep to its last."""
+        traced = self.plan.traced
+        node = next(n for n in part.nodes if n in traced.layer_of)
+        layer = traced.layer_of[node]
+        inputs: Timed = self.values[picked_from(node)]
+        args = [self.values[a] if isinstance(a, fx.Node) else a for a in node.args[1:]]
+        kwargs = {
+            k: self.values[a] if isinstance(a, fx.Node) else a for k, a in node.kwargs.items()
+        }
+        example = inputs.values[0]
+        start = layer.adapter.scan_start(layer.module, Call((example, *args), kwargs, None))
+        heard = self._membrane_is_heard(layer) and _shows_membrane(layer)
+        keep = (
+            {"spikes"} | (part.wants - {"output"}) | ({"membrane", "current"} if heard else set())
+        )
+        spec = layer.adapter.scan_spec(layer.module)
+        ran = scan(spec, inputs.values, index=inputs.index, state=start, keep=keep)
+        layer.adapter.scan_finish(layer.module, ran.state)
+        values = {
+            "output": Timed(ran.output),
+            "membrane": kept(ran.membrane, ran.state.get("membrane")),
+            "current": kept(ran.current, ran.state.get("current")),
+            "spikes": Timed(ran.output),
+        }
+        self.values[node] = layer.adapter.scan_return(layer.module, values)
+        for other in part.nodes:
+            if other is not node:
+                self._pick(other)
+        self._tell_scanned(layer, inputs, ran, start, shows=_shows_membrane(layer))
+
+    def step(self, part: Part) -> None:
+        """A part as the model itself runs it, timestep by timestep."""
+        traced = self.plan.traced
+        back = _backwards(self.plan, part)
+        inside = dict.fromkeys(part.nodes)
+        held: dict[fx.Node, Any] = {p: self.values[p] for p in back}
+        outside = {
+            a for n in part.nodes for a in n.all_input_nodes if a not in inside and a not in held
+        }
+        n_steps = self._n_steps()
+        steps: list[dict[fx.Node, Any]] = []
+        clock = self.run.clock
+        for t in range(n_steps):
+            if clock is not None:
+                clock.t = self.t0 + t
+            now: dict[fx.Node, Any] = {n: at_step(self.values[n], t) for n in outside} | held
+            for node in part.nodes:
+                now[node] = _computed(node, now, traced.module_of)
+            held = {p: looked_up(value, now) for p, value in back.items()}
+            steps.append({node: now[node] for node in part.nodes})
+        for node in part.nodes:
+            self.values[node] = stacked([step.pop(node) for step in steps])
+
+    def whole(self, part: Part) -> None:
+        """A node that takes all timesteps at once, called as the model calls it."""
+        for node in part.nodes:
+            now = {a: map_timed(Timed.over_time, self.values[a]) for a in node.all_input_nodes}
+            result = _computed(node, now, self.plan.traced.module_of)
+            self.values[node] = _as_timed(result)
+
+    def _n_steps(self) -> int:
+        inputs: Timed = self.values[self.plan.traced.inputs]
+        return len(inputs)
+
+    # -- listeners --------------------------------------------------------------------------------
+
+    def _watching(self, module: nn.Module) -> list[tuple[Attachment, Watched]]:
+        return [
+            (attachment, item)
+            for attachment in self.attachments
+            for item in attachment.watched
+            if item.module is module
+        ]
+
+    def _membrane_is_heard(self, layer: Layer) -> bool:
+        return any(
+            attachment.listener is not None and attachment.listener.hears_membranes
+            for attachment, _ in self._watching(layer.module)
+        )
+
+    def _tell(self, module: nn.Module, before: Timed, after: Timed) -> None:
+        for attachment, item in self._watching(module):
+            attachment.tell(self._observation(item, before.over_time(), after.over_time()))
+
+    def _tell_scanned(
+        self,
+        layer: Layer,
+        inputs: Timed,
+        ran: Scanned,
+        start: Mapping[str, Any],
+        *,
+        shows: bool,
+    ) -> None:
+        watching = self._watching(layer.module)
+        if not watching:
+            return
+        shown = inputs.over_time()
+        for attachment, item in watching:
+            listener = attachment.listener
+            presynaptic: tuple[Tensor | None, ...] = ()
+            if listener is not None and listener.hears_synapses:
+                presynaptic = _presynaptic(layer, shown, ran, start)
+            observation = self._observation(
+                item,
+                shown,
+                ran.output,
+                ran.membrane if shows or ran.spikes is None else None,
+                {} if ran.current is None or not shows else {"current": ran.current},
+                presynaptic,
+            )
+            attachment.tell(observation)
+
+    def _observation(
+        self,
+        item: Watched,
+        inputs: Tensor,
+        output: Tensor,
+        membrane: Tensor | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        presynaptic: tuple[Tensor | None, ...] = (),
+    ) -> Observation:
+        return Observation(
+            name=item.name,
+            module=item.module,
+            layer=item.layer,
+            run=self.run,
+            t0=self.t0,
+            t1=self.t0 + len(output),
+            inputs=inputs,
+            output=output,
+            membrane=membrane,
+            state={} if state is None else state,
+            presynaptic=presynaptic,
+        )
+
+
+_RUNNERS: Mapping[str, Callable[[LayerRun, Part], None]] = {
+    "pick": LayerRun.pick,
+    "layer": LayerRun.layer,
+    "scan": LayerRun.scan,
+    "step": LayerRun.step,
+    "whole": LayerRun.whole,
+}
+
+
+def check_listeners(plan: LayerPlan, attachments: Sequence[Attachment]) -> None:
+    """Refuses to run by layer what someone watches who could not be told.
+
+    Raises:
+        Refusal: naming the module.
+    """
+    told = {*plan.traced.module_of.values(), *plan.traced.repeated.values()}
+    for attachment in attachments:
+        for item in attachment.watched:
+            if item.module not in told and any(inside in told for inside in item.module.modules()):
+                raise Refusal(f"{item.name or 'the model'} is observed, and is traced through")
+
+
+def _shows_membrane(layer: Layer) -> bool:
+    """Whether a call of the layer would show its membrane at every timestep."""
+    if not layer.traits.sequence:
+        return True
+    values = dict.fromkeys(("output", "membrane", "current", "spikes"), torch.empty(0))
+    returned = layer.adapter.scan_return(layer.module, values)
+    reading = layer.adapter.read(layer.module, Call((), {}, returned))
+    spikes = layer.traits.role is Role.SPIKING
+    return bool(reading.state) or (spikes and reading.membrane is not None)
+
+
+def _presynaptic(
+    layer: Layer, inputs: Tensor, ran: Scanned, start: Mapping[str, Any]
+) -> tuple[Tensor | None, ...]:
+    """What the inner synapses received: the inputs, and the spikes of the timestep before."""
+    received: list[Tensor | None] = []
+    for synapses in layer.adapter.synapses(layer.module):
+        if synapses.name == "input":
+            received.append(inputs)
+        else:
+            spikes = ran.output.detach()
+            first = start.get("spikes")
+            first = torch.zeros_like(spikes[0]) if first is None else first.detach()
+            received.append(torch.cat([first.unsqueeze(0), spikes[:-1]]))
+    return tuple(received)
+
+
+def _laid_out(module: nn.Module, x: Tensor) -> Tensor:
+    """Channels last, where it makes a convolution and the pooling after it much faster."""
+    if isinstance(module, nn.Conv2d) and x.device.type == "cpu":
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def _computed(
+    node: fx.Node, now: Mapping[fx.Node, Any], module_of: Mapping[fx.Node, nn.Module]
+) -> Any:
+    args = map_arg(node.args, lambda n: now[n])
+    kwargs = map_arg(node.kwargs, lambda n: now[n])
+    if node in module_of:
+        return module_of[node](*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _as_timed(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Timed(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return value
+    if isinstance(value, tuple | list):
+        return type(value)(_as_timed(item) for item in value)
+    return value
+
+
+def _attribute(root: nn.Module, target: str) -> Any:
+    owner: Any = root
+    for name in target.split("."):
+        owner = getattr(owner, name)
+    return owner
+
+
+def _applied(
+    node: fx.Node,
+    x: Tensor,
+    given: fx.Node,
+    values: Mapping[fx.Node, Any],
+    traced: Traced,
+) -> Tensor:
+    """One stateless node on one batch `x`, which stands for the value of `given`."""
+    module = traced.acting(node)
+    if module is not None:
+        # Not the call: its hooks would take a batch of timesteps for one of samples.
+        output: Tensor = module.forward(_laid_out(module, x))
+        return output
+    result: Tensor = _computed(node, {**values, given: x}, traced.module_of)
+    return result
+
+
+def _gathered(parts: Sequence[Tensor], like: Timed) -> Timed:
+    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return Timed(whole.unflatten(0, like.values.shape[:2]), like.index)
+
+
+def _backwards(plan: LayerPlan, part: Part) -> dict[fx.Node, Any]:
+    """The placeholders of this part, with what comes back to each."""
+    mine = {a for node in part.nodes for a in node.all_input_nodes if a.op == "placeholder"}
+    back = pairs(plan.traced.states, plan.traced.returned)
+    return {placeholder: value for placeholder, value in back if placeholder in mine}
+
+
+def _last_uses(plan: LayerPlan) -> dict[int, list[fx.Node]]:
+    """After which part each node's value is no longer needed."""
+    final = {node for node in plan.traced.graph.nodes if node.op == "output"}
+    kept = {a for node in final for a in node.all_input_nodes} | {plan.traced.inputs}
+    last: dict[fx.Node, int] = {}
+    for k, part in enumerate(plan.parts):
+        for node in part.nodes:
+            for needed in (node, *node.all_input_nodes):
+                last[needed] = k
+    uses: dict[int, list[fx.Node]] = {}
+    for node, k in last.items():
+        if node not in kept:
+            uses.setdefault(k, []).append(node)
+    return uses

@@ -1,0 +1,365 @@
+"""How a model can run over time, part by part, so that the numbers stay its library's own.
+
+A plan is made from the data flow of one call (`tracing`). Where a one-step model's states come
+back, the graph has edges backwards in time; what these join is one part. A stateless layer that is
+joined with nothing handles many timesteps as one batch; a neuron that is joined with its own state
+alone is scanned; the rest runs as the step engine would run it, that part alone.
+
+What cannot be the same computation is a `Refusal` of the whole model, with its reason.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from dynvision_snn.adapters import Call, Layer
+from dynvision_snn.engine.calling import Calling
+from dynvision_snn.engine.samplewise import is_random, why_not_merged
+from dynvision_snn.engine.tracing import Refusal, Traced
+from dynvision_snn.observation import Attachment, LayerHook
+
+Manner = Literal["layer", "scan", "step", "whole", "pick"]
+"""How a part runs: many timesteps as one batch, one scan, timestep by timestep, one call with all
+timesteps, or no computation (a state variable taken out of what a neuron returned)."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Nodes that run together.
+
+    Attributes:
+        manner: how.
+        nodes: the nodes, in order.
+        name: the layer's name, or the nodes' names.
+        reason: why it runs step by step, where it does.
+        wants: the state variables of a scanned neuron that others need at every timestep.
+    """
+
+    manner: Manner
+    nodes: tuple[fx.Node, ...]
+    name: str
+    reason: str | None = None
+    wants: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LayerPlan:
+    """A model's parts in the order in which they run.
+
+    Attributes:
+        traced: the data flow.
+        parts: the parts.
+        stepping: whether the model is called once per timestep or once per run.
+        signature: what the plan was made for; see `signature_of`.
+    """
+
+    traced: Traced
+    parts: tuple[Part, ...]
+    stepping: str
+    signature: tuple[Any, ...]
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether any part runs otherwise than the model itself would run it."""
+        return any(part.manner == "scan" for part in self.parts)
+
+
+def signature_of(net: nn.Module) -> tuple[Any, ...]:
+    """What a plan depends on besides the model's code: another signature needs another plan."""
+    return tuple(
+        (id(module), *(_mark(value) for value in vars(module).values()), *_settings(module))
+        for module in net.modules()
+    )
+
+
+def _mark(value: Any) -> Any:
+    """A number or word by its value, all else by its identity."""
+    return value if isinstance(value, bool | int | float | str) else id(value)
+
+
+def _settings(module: nn.Module) -> Iterator[tuple[int, int]]:
+    """Buffers that decide how a neuron runs; its state is replaced all the time, and is none."""
+    return (
+        (id(buffer), buffer._version)
+        for buffer in module._buffers.values()
+        if buffer is not None and buffer.ndim == 0 and not buffer.is_inference()
+    )
+
+
+def make_plan(
+    net: nn.Module, calling: Calling, traced: Traced, layers: Iterable[Layer]
+) -> LayerPlan:
+    """The parts of a traced model.
+
+    Raises:
+        Refusal: where a part can only be run with all others, step by step.
+    """
+    _check_each_once(traced)
+    _check_randomness(traced)
+    stepping = calling.stepping
+    if stepping == "sequence" and calling.time_axis != 0:
+        raise Refusal("its time axis is not the first")
+    names = {module: name for name, module in net.named_modules()}
+    words = _words(traced)
+    parts = [_part(traced, nodes, names, stepping, words) for nodes in _components(traced)]
+    return LayerPlan(traced, tuple(_chained(parts)), stepping, signature_of(net))
+
+
+def check_hooks(net: nn.Module, attachments: Sequence[Attachment]) -> None:
+    """Refuses a model with hooks other than those of `attachments`, who are told without calls.
+
+    Raises:
+        Refusal: naming the module.
+    """
+    for name, module in net.named_modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if not isinstance(hook, LayerHook):
+                raise Refusal(f"a foreign hook on {name!r} wants every call of it")
+            if hook.attachment is not None and hook.attachment not in attachments:
+                raise Refusal(f"a listener on the bare model hears every call of {name!r}")
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise Refusal(f"a backward hook on {name!r} wants every call of it")
+
+
+def _check_each_once(traced: Traced) -> None:
+    called = [traced.layer_of[n].name for n in traced.layer_of if traced.layer_of[n].is_stateful]
+    twice = sorted({name for name in called if called.count(name) > 1})
+    if twice:
+        raise Refusal(f"{', '.join(twice)} is called more than once in a timestep")
+
+
+def _check_randomness(traced: Traced) -> None:
+    random = [node for node in traced.nodes if is_random(node, traced.module_of.get(node))]
+    if len(random) > 1:
+        names = ", ".join(str(node.target).removeprefix("net.") for node in random)
+        raise Refusal(f"{names} would draw their random numbers in another order")
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def _components(traced: Traced) -> list[list[fx.Node]]:
+    """The nodes joined by edges back in time, in an order in which they can be computed."""
+    nodes = list(traced.graph.nodes)[:-1]
+    later: dict[fx.Node, set[fx.Node]] = {
+        n: {u for u in n.users if u.op != "output"} for n in nodes
+    }
+    for placeholder, value in pairs(traced.states, traced.returned):
+        if isinstance(value, fx.Node):
+            later[value].add(placeholder)
+    reach = {node: _reachable(node, later) for node in nodes}
+    placed: set[fx.Node] = set()
+    components = []
+    for node in nodes:
+        if node.op == "placeholder" or node in placed:
+            continue
+        joined = [n for n in nodes if n is node or (n in reach[node] and node in reach[n])]
+        component = [n for n in joined if n.op != "placeholder"]
+        placed.update(component)
+        components.append(component)
+    return _ordered(components)
+
+
+def _chained(parts: Sequence[Part]) -> list[Part]:
+    """Layers that only feed one another as one part: what lies between them stays in cache."""
+    chained: list[Part] = []
+    for part in parts:
+        before = chained[-1] if chained else None
+        feeds = (
+            before is not None
+            and before.manner == part.manner == "layer"
+            and list(before.nodes[-1].users) == [part.nodes[0]]
+        )
+        if feeds and before is not None:
+            names = ", ".join((before.name, part.name))
+            chained[-1] = replace(before, nodes=(*before.nodes, *part.nodes), name=names)
+        else:
+            chained.append(part)
+    return chained
+
+
+def _ordered(components: list[list[fx.Node]]) -> list[list[fx.Node]]:
+    """So that each comes after those whose values it needs."""
+    owner = {node: k for k, component in enumerate(components) for node in component}
+    done: set[int] = set()
+    ordered: list[list[fx.Node]] = []
+
+    def place(k: int) -> None:
+        if k in done:
+            return
+        done.add(k)
+        for node in components[k]:
+            for needed in node.all_input_nodes:
+                if needed in owner:
+                    place(owner[needed])
+        ordered.append(components[k])
+
+    for k in range(len(components)):
+        place(k)
+    return ordered
+
+
+def _reachable(start: fx.Node, later: Mapping[fx.Node, set[fx.Node]]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [start]
+    while waiting:
+        for node in later.get(waiting.pop(), ()):
+            if node not in found:
+                found.add(node)
+                waiting.append(node)
+    return found
+
+
+def pairs(states: Any, returned: Any) -> list[tuple[fx.Node, Any]]:
+    """Every placeholder with what comes back to it."""
+    if isinstance(states, fx.Node):
+        return [(states, returned)]
+    if isinstance(states, dict):
+        return [pair for key in states for pair in pairs(states[key], returned[key])]
+    if isinstance(states, tuple | list):
+        columns = zip(states, returned, strict=True)
+        return [pair for one, other in columns for pair in pairs(one, other)]
+    return []
+
+
+def _part(
+    traced: Traced,
+    component: Sequence[fx.Node],
+    names: Mapping[nn.Module, str],
+    stepping: str,
+    words: Mapping[fx.Node, Any],
+) -> Part:
+    calls = [node for node in component if node in traced.module_of]
+    name = ", ".join(names[traced.module_of[n]] for n in calls) or component[0].name
+    nodes = tuple(component)
+    if len(component) == 1 and _picks(component[0]) and _root(component[0]) in traced.layer_of:
+        return Part("pick", nodes, name)
+    neurons = [n for n in calls if n in traced.layer_of and traced.layer_of[n].is_stateful]
+    if len(neurons) == 1 and all(n is neurons[0] or n in words for n in component):
+        reason = _why_no_scan(traced, neurons[0], words, stepping)
+        if reason is None:
+            return Part("scan", nodes, name, wants=_wanted(traced, neurons[0], words))
+        return Part(_alone(stepping), nodes, name, reason)
+    if len(component) == 1:
+        reason = why_not_merged(traced, component[0], stepping)
+        if reason is None:
+            return Part("layer", nodes, name)
+        return Part(_alone(stepping), nodes, name, reason)
+    return Part("step", nodes, name, "a connection runs backwards in time")
+
+
+def _alone(stepping: str) -> Manner:
+    return "step" if stepping == "step" else "whole"
+
+
+# -- neurons --------------------------------------------------------------------------------------
+
+
+# A recurrent neuron's spikes are its output.
+_ALSO: Mapping[str, tuple[str, ...]] = {"spikes": ("output",)}
+
+
+def _words(traced: Traced) -> dict[fx.Node, Any]:
+    """Of every neuron that a scan can run, and of what is picked from its output, our names."""
+    words: dict[fx.Node, Any] = {}
+    for node in traced.nodes:
+        layer = traced.layer_of.get(node)
+        if layer is not None and layer.is_stateful:
+            if layer.adapter.why_no_scan(layer.module) is None:
+                names = {n: n for n in ("output", "membrane", "current", "spikes")}
+                words[node] = layer.adapter.scan_return(layer.module, names)
+        elif _picks(node) and picked_from(node) in words:
+            picked = _picked(node, words[picked_from(node)])
+            if picked is not None:
+                words[node] = picked
+    return words
+
+
+def _picks(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in (operator.getitem, getattr)
+
+
+def picked_from(node: fx.Node) -> fx.Node:
+    """The node whose value `node` takes a part of."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _picked(node: fx.Node, whole: Any) -> Any:
+    key = node.args[1]
+    if isinstance(key, str):
+        return whole._asdict().get(key) if hasattr(whole, "_fields") else None
+    if isinstance(whole, tuple) and isinstance(key, int) and -len(whole) <= key < len(whole):
+        return whole[key]
+    return None
+
+
+def _why_no_scan(
+    traced: Traced, node: fx.Node, words: Mapping[fx.Node, Any], stepping: str
+) -> str | None:
+    layer = traced.layer_of[node]
+    reason = layer.adapter.why_no_scan(layer.module)
+    if reason is not None:
+        return reason
+    if layer.traits.sequence != (stepping == "sequence") or layer.traits.time_axis != 0:
+        return "it is called in another way than the model"
+    back = dict(pairs(traced.states, traced.returned))
+    arguments: list[Any] = [*node.args[1:], *node.kwargs.values()]
+    passed = [value for value in arguments if value is not None]
+    if any(not isinstance(value, fx.Node) or value not in back for value in passed):
+        return "the state that it is passed is not the one that it returned"
+
+    def renamed(value: Any) -> Any:
+        return None if value is None else words.get(back[value])
+
+    by_name = {key: renamed(value) for key, value in node.kwargs.items()}
+    if any(renamed(value) is None for value in passed):
+        return "the state that it is passed is not the one that it returned"
+    if stepping == "step" and passed:
+        call = Call((torch.empty(0), *map(renamed, node.args[1:])), by_name, None)
+        start = layer.adapter.scan_start(layer.module, call)
+        start = {ours: word for ours, word in start.items() if isinstance(word, str)}
+        if any(word not in (ours, *_ALSO.get(ours, ())) for ours, word in start.items()):
+            return "the state that it is passed is not the one that it returned"
+    return None
+
+
+def _wanted(traced: Traced, neuron: fx.Node, words: Mapping[fx.Node, Any]) -> frozenset[str]:
+    """The state variables of `neuron` that others than itself need at every timestep."""
+    wanted: set[str] = set()
+    own = {node for node in words if _root(node) is neuron}
+    outputs = set(_nodes_in(traced.outputs))
+    for node in own:
+        others = [u for u in node.users if u not in own and u.op != "output"]
+        if node in outputs or others:
+            wanted.update(_strings(words[node]))
+    return frozenset(wanted)
+
+
+def _root(node: fx.Node) -> fx.Node:
+    while _picks(node):
+        node = picked_from(node)
+    return node
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    if isinstance(value, fx.Node):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [node for item in value for node in _nodes_in(item)]
+    return []
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [word for item in value for word in _strings(item)] if isinstance(value, tuple) else []

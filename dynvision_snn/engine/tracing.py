@@ -1,0 +1,290 @@
+"""The data flow of a model's forward, as a graph: which module or function receives what.
+
+The forward is traced by ``torch.fx``. Neuron layers and torch's own modules are nodes; containers
+and users' own modules are traced through. Where a one-step model takes a state, the graph has one
+placeholder for each state variable that a neuron takes as a whole, and the graph says which value
+comes back to it at the next timestep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+
+from dynvision_snn.adapters import Adapters, Layer
+from dynvision_snn.engine.calling import Calling
+from dynvision_snn.engine.witness import left_as_found, witnessed
+from dynvision_snn.errors import DynvisionError
+
+# What a forward raises that looks at its input's values or shapes, or writes into it.
+_UNTRACEABLE = (
+    TraceError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    IndexError,
+    AttributeError,
+    KeyError,
+)
+
+
+class Refusal(Exception):
+    """The model, or a part of it, cannot run otherwise than step by step; says why."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Traced:
+    """The graph of one call.
+
+    Attributes:
+        root: what the targets of the nodes are relative to.
+        graph: its nodes, in the order of their computation.
+        module_of: what each ``call_module`` node calls.
+        layer_of: what is known of it, where it is a neuron layer.
+        repeated: what a node calls once per timestep, where it only repeats another module.
+        inputs: the placeholder of the input.
+        states: the states that are passed, with placeholders for their variables.
+        outputs: what the model returns besides its states, with nodes for tensors.
+        returned: the states that it returns, in the same form.
+        starts_alike: whether the forward does the same without a state, so that its neurons start
+            by themselves; else it makes states of its own at its first timestep.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    module_of: Mapping[fx.Node, nn.Module]
+    layer_of: Mapping[fx.Node, Layer]
+    repeated: Mapping[fx.Node, nn.Module]
+    inputs: fx.Node
+    states: tuple[Any, ...]
+    outputs: Any
+    returned: tuple[Any, ...]
+    starts_alike: bool = True
+
+    def acting(self, node: fx.Node) -> nn.Module | None:
+        """The module that computes `node`; None for a function."""
+        return self.repeated.get(node, self.module_of.get(node))
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """Every node that is computed."""
+        return [node for node in self.graph.nodes if node.op not in ("placeholder", "output")]
+
+
+def trace(
+    net: nn.Module,
+    calling: Calling,
+    adapters: Adapters,
+    layers: Mapping[nn.Module, Layer],
+    example: Tensor,
+) -> Traced:
+    """The data flow of one call.
+
+    Args:
+        net: the model.
+        calling: how it is called.
+        adapters: the adapters in force.
+        layers: the neuron layers by module.
+        example: an input of one call, for one look at the form of its states.
+
+    Raises:
+        Refusal: where the forward cannot be traced, or does what a graph cannot say.
+    """
+    if net in layers:
+        raise Refusal("the model is a single layer")
+    form, like = _forms(net, calling, layers, example)
+    if calling.by_name:
+        raise Refusal("its states are passed by name")
+    with left_as_found(net.modules()), witnessed(net, ()):
+        before = _attributes(net, layers)
+        try:
+            traced, again = (
+                _Tracer(adapters, layers).traced(net, calling, form, like) for _ in "12"
+            )
+            fresh = _Tracer(adapters, layers).traced(net, calling, calling.initial_states, like)
+        except (*_UNTRACEABLE, DynvisionError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise Refusal(f"its forward cannot be traced ({reason})") from error
+        written = before.keys() ^ _attributes(net, layers).keys()
+    if written:
+        names = ", ".join(sorted({name for name, *_ in written}))
+        raise Refusal(f"its forward writes {names}")
+    if _steps(traced) != _steps(again):
+        raise Refusal("its forward does not compute the same at every call")
+    alike = [step[:2] for step in _steps(fresh)] == [step[:2] for step in _steps(traced)]
+    traced = replace(traced, starts_alike=alike)
+    _check_attributes(traced, layers)
+    return traced
+
+
+def _check_attributes(traced: Traced, layers: Mapping[nn.Module, Layer]) -> None:
+    """Refuses tensors that would stay as they were when the forward was traced."""
+    for node in traced.nodes:
+        if node.op != "get_attr":
+            continue
+        owner, _, name = str(node.target).rpartition(".")
+        if name.startswith("_tensor_constant"):
+            raise Refusal("its forward makes tensors of its own")
+        module = traced.root.get_submodule(owner)
+        if module in layers or name not in module._parameters:
+            raise Refusal(f"its forward reads {owner.removeprefix('net.')}.{name} from the module")
+
+
+def _forms(
+    net: nn.Module, calling: Calling, layers: Mapping[nn.Module, Layer], example: Tensor
+) -> tuple[tuple[Any, ...], Any]:
+    """The states that the model returns, and all that it returns, at one look."""
+    if not calling.states:
+        return (), None
+    with left_as_found(net.modules()), witnessed(net, ()):
+        for module, layer in layers.items():
+            layer.adapter.reset(module)
+        output = calling.call(net, example, calling.initial_states)
+        _, states = calling.split(output)
+    return states, output
+
+
+def _steps(traced: Traced) -> list[tuple[str, Any, str]]:
+    return [(node.op, node.target, f"{node.args} {node.kwargs}") for node in traced.nodes]
+
+
+def _attributes(
+    net: nn.Module, layers: Mapping[nn.Module, Layer]
+) -> dict[tuple[str, int, int], Any]:
+    """What the model's own modules hold besides their parameters, told apart by identity."""
+    own = [(name, module) for name, module in net.named_modules() if module not in layers]
+    return {
+        (f"{name}.{key}" if name else key, id(value), _size(value)): value
+        for name, module in own
+        for key, value in [*vars(module).items(), *module._buffers.items()]
+        if key not in _TORCHS_OWN
+    }
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, dict | list | set) else 0
+
+
+# What torch itself keeps in a module, and changes while it is traced.
+_TORCHS_OWN = frozenset(vars(nn.Module()))
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, adapters: Adapters, layers: Mapping[nn.Module, Layer]) -> None:
+        super().__init__()
+        self._adapters = adapters
+        self._layers = layers
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether `m` is a node of the graph."""
+        if m in self._layers or self._adapters.loops_children(m):
+            return True
+        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        return type(m).__module__.startswith("torch.nn.") and not isinstance(m, containers)
+
+    def _repeated(self, module: nn.Module) -> nn.Module | None:
+        children = list(module.children())
+        if len(children) == 1 and self._adapters.loops_children(module):
+            return children[0]
+        return None
+
+    def traced(self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any) -> Traced:
+        """Traces the forward with placeholders in the form of its states."""
+        wrapper = _Called(net, self, form, like)
+        graph = self.trace(wrapper)
+        output = next(node for node in graph.nodes if node.op == "output").args[0]
+        outputs, returned = calling.split(_thawed(output))
+        inputs = next(node for node in graph.nodes if node.op == "placeholder")
+        module_of = {
+            node: wrapper.get_submodule(node.target)
+            for node in graph.nodes
+            if node.op == "call_module"
+        }
+        return Traced(
+            wrapper,
+            graph,
+            module_of,
+            {n: self._layers[m] for n, m in module_of.items() if m in self._layers},
+            {n: c for n, m in module_of.items() if (c := self._repeated(m)) is not None},
+            inputs,
+            wrapper.placeholders,
+            outputs,
+            returned,
+        )
+
+
+class _Called(nn.Module):
+    """Calls the model with states made of placeholders."""
+
+    def __init__(self, net: nn.Module, tracer: fx.Tracer, form: tuple[Any, ...], like: Any) -> None:
+        super().__init__()
+        self.net = net
+        self._tracer = tracer
+        self._form = form
+        self._like = like
+        self.placeholders: tuple[Any, ...] = ()
+
+    def forward(self, x: Any) -> Any:
+        """One call."""
+        proxies = tuple(self._filled(value) for value in self._form)
+        self.placeholders = tuple(_nodes(value) for value in proxies)
+        output = self.net(x, *(_fresh_containers(value) for value in proxies))
+        return _unpacked(output, self._like)
+
+    def _filled(self, value: Any) -> Any:
+        if _is_variable(value):
+            n = sum(node.op == "placeholder" for node in self._tracer.graph.nodes)
+            return self._tracer.create_proxy("placeholder", f"state_{n}", (), {})
+        if isinstance(value, dict):
+            return {key: self._filled(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self._filled(item) for item in value))
+        if isinstance(value, tuple | list):
+            return type(value)(self._filled(item) for item in value)
+        return value
+
+
+def _unpacked(value: Any, like: Any) -> Any:
+    """What a neuron returned as a whole, taken apart as the model's caller does."""
+    if not isinstance(value, fx.Proxy) or not isinstance(like, tuple | list) or _is_variable(like):
+        return value
+    whole: Any = value
+    return tuple(_unpacked(whole[k], item) for k, item in enumerate(like))
+
+
+def _is_variable(value: Any) -> bool:
+    """Whether a neuron takes this as a whole: a tensor, or a namedtuple of tensors."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return all(isinstance(item, Tensor) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _nodes(value: Any) -> Any:
+    if isinstance(value, fx.Proxy):
+        return value.node
+    return _rebuilt(_nodes, value)
+
+
+def _fresh_containers(value: Any) -> Any:
+    return _rebuilt(_fresh_containers, value)
+
+
+def _thawed(value: Any) -> Any:
+    """Fx keeps lists and dicts in immutable forms of its own."""
+    return _rebuilt(_thawed, value)
+
+
+def _rebuilt(function: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: function(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(function(item) for item in value))
+    if isinstance(value, list):
+        return [function(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(function(item) for item in value)
+    return value

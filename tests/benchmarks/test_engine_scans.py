@@ -1,0 +1,192 @@
+"""How much faster the layer plan is than the library's own loop, and than SpikingJelly.
+
+Run with ``pytest tests/benchmarks -s --benchmark-only``. Every row is measured in one run: the
+library's loop without energy, this package with the energy loss on, forward and backward. Times are
+the shortest of several; set ``OMP_NUM_THREADS`` to the cores that are free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import norse.torch as norse
+import pytest
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.losses import EnergyLoss
+from dynvision_snn.model import wrap
+from dynvision_snn.presentation import Presentation
+
+BATCH = 64
+
+
+class Gain(nn.Module):
+    """Norse scales input currents by dt / tau."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 20.0 * x
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(700, 256), nn.Linear(256, 20)
+        self.rec = snn.RLeaky(0.9, linear_features=256, init_hidden=True)
+        self.lif = readout()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lif(self.out(self.rec(self.fc(x))))
+
+
+def hidden() -> nn.Module:
+    return snn.Leaky(0.9, init_hidden=True)
+
+
+def readout() -> nn.Module:
+    return snn.Leaky(0.9, init_hidden=True, output=True)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(784, 1000), hidden(), nn.Linear(1000, 10), readout())
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 12, 5), nn.MaxPool2d(2), hidden()),
+        *(nn.Conv2d(12, 64, 5), nn.MaxPool2d(2), hidden()),
+        *(nn.Flatten(), nn.Linear(1024, 10), readout()),
+    )
+
+
+def norse_mlp() -> nn.Module:
+    return norse.SequentialState(
+        nn.Linear(784, 1000), Gain(), norse.LIFCell(), nn.Linear(1000, 10), norse.LICell()
+    )
+
+
+def norse_recurrent() -> nn.Module:
+    return norse.SequentialState(
+        norse.LIFRecurrentCell(700, 256), nn.Linear(256, 20), norse.LICell()
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    constant: bool = True
+    steps: int = 50
+
+
+CASES = {
+    "MLP, constant image": Case(mlp, (784,)),
+    "MLP, new input at every timestep": Case(mlp, (784,), constant=False),
+    "conv net, constant image": Case(convolutional, (1, 28, 28)),
+    "Norse LIF MLP, constant image": Case(norse_mlp, (784,)),
+    "RLeaky 700-256-20": Case(Recurrent, (700,), constant=False, steps=100),
+    "LIFRecurrent 700-256-20": Case(norse_recurrent, (700,), constant=False, steps=100),
+}
+
+
+def own_loop(net: nn.Module, steps: Sequence[Tensor]) -> Callable[[], None]:
+    """The loop of the library's tutorials."""
+    neurons = [module for module in net.modules() if isinstance(module, snn.SpikingNeuron)]
+
+    def run() -> None:
+        net.zero_grad()
+        for neuron in neurons:
+            neuron.reset_mem()
+        state, outputs = None, []
+        for x in steps:
+            if neurons:
+                outputs.append(net(x)[-1])
+            else:
+                output, state = net(x, state)
+                outputs.append(output)
+        torch.stack(outputs).square().mean().backward()
+
+    return run
+
+
+def ours(net: nn.Module, case: Case, inputs: Tensor, engine: str) -> Callable[[], None]:
+    """One training step of a wrapped model, with the energy loss."""
+    model = wrap(net, dt=1.0, engine=engine)  # type: ignore[arg-type]
+    energy = EnergyLoss(reduction="mean", p=1)
+    energy.register_hooks(model)
+    shown = [Presentation("1", dt=1.0, n_timesteps=case.steps)] if case.constant else []
+
+    def run() -> None:
+        net.zero_grad()
+        membrane = model(inputs, *shown).membrane
+        (membrane.square().mean() + 0.1 * energy(None, None)).backward()
+
+    return run
+
+
+def spikingjelly_multi_step(case: Case, inputs: Tensor) -> Callable[[], None] | None:
+    """The same net in SpikingJelly's multi-step mode; None where it has no counterpart here."""
+    functional, layer, neuron = (
+        pytest.importorskip(f"spikingjelly.activation_based.{name}")
+        for name in ("functional", "layer", "neuron")
+    )
+
+    def lif() -> nn.Module:
+        return neuron.LIFNode(tau=10.0, decay_input=False, v_reset=None, detach_reset=True)
+
+    builders = {
+        mlp: lambda: [layer.Linear(784, 1000), lif(), layer.Linear(1000, 10), lif()],
+        convolutional: lambda: [
+            *(layer.Conv2d(1, 12, 5), layer.MaxPool2d(2), lif()),
+            *(layer.Conv2d(12, 64, 5), layer.MaxPool2d(2), lif()),
+            *(layer.Flatten(), layer.Linear(1024, 10), lif()),
+        ],
+    }
+    if case.build not in builders:
+        return None
+    net = nn.Sequential(*builders[case.build]())
+    functional.set_step_mode(net, "m")
+    whole = inputs.expand(case.steps, *inputs.shape) if case.constant else inputs
+
+    def run() -> None:
+        net.zero_grad()
+        functional.reset_net(net)
+        net(whole).square().mean().backward()
+
+    return run
+
+
+def shortest(run: Callable[[], None], repeats: int = 5) -> float:
+    """In ms."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_speed(name: str, benchmark: Callable[..., object]) -> None:
+    case = CASES[name]
+    torch.manual_seed(0)
+    lead = () if case.constant else (case.steps,)
+    inputs = torch.rand(*lead, BATCH, *case.shape)
+    steps = [inputs] * case.steps if case.constant else list(inputs)
+    net = case.build()
+    planned = ours(net, case, inputs, "layer")
+    theirs = shortest(own_loop(net, steps))
+    stepped = shortest(ours(net, case, inputs, "step"))
+    mine = shortest(planned)
+    jelly = spikingjelly_multi_step(case, inputs)
+    row = f"{name:34s} own loop {theirs:7.1f} ms, step {stepped:7.1f}, layer {mine:7.1f}"
+    row += f", {theirs / mine:5.2f}x"
+    if jelly is not None:
+        other = shortest(jelly)
+        row += f"; SpikingJelly {other:7.1f} ms, {other / mine:5.2f}x"
+    print(f"\n{row}")
+    benchmark.pedantic(planned, rounds=3)  # type: ignore[attr-defined]

@@ -1,0 +1,463 @@
+"""The layer plan against the step engine: numbers, gradients, observations, states, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import norse.torch as norse
+import pytest
+import snntorch as snn
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import CLASSES, DT, FEATURES, HIDDEN, STYLES, leaky
+from torch import Tensor, nn
+
+from dynvision_snn.energy.meter import EnergyMeter
+from dynvision_snn.errors import WrapError
+from dynvision_snn.losses import EnergyLoss
+from dynvision_snn.model import TimedModel, wrap
+from dynvision_snn.observation import Attachment, Listener, Observation, watchable
+from dynvision_snn.presentation import Presentation
+
+BATCH = 3
+
+
+class Feedback(nn.Module):
+    """The second layer's spikes come back to the first; the readout is not in the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.back = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.lif1, self.lif2 = leaky(init_hidden=True), leaky(init_hidden=True)
+        self.fc2, self.out = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, CLASSES)
+        self.readout = leaky(init_hidden=True, output=True)
+
+    def forward(self, x: Tensor, spk: Any) -> tuple[Tensor, Tensor, Tensor]:
+        currents = self.fc1(x)
+        if spk is not None:
+            currents = currents + self.back(spk)
+        spk1 = self.lif1(currents)
+        spk2 = self.lif2(self.fc2(spk1))
+        out, mem = self.readout(self.out(spk2))
+        return out, mem, spk2
+
+
+class TwoReaders(nn.Module):
+    """A layer's membrane and spikes both go on, and two branches join."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.syn = nn.Linear(FEATURES, HIDDEN), snn.Synaptic(0.8, 0.9, threshold=0.3)
+        self.left, self.right = nn.Linear(HIDDEN, CLASSES), nn.Linear(HIDDEN, CLASSES)
+        self.lif = leaky()
+
+    def forward(self, x: Tensor, syn: Any, mem1: Any, mem2: Any) -> tuple[Tensor, ...]:
+        spk, syn, mem1 = self.syn(self.fc1(x), syn, mem1)
+        out, mem2 = self.lif(self.left(spk) + 0.1 * self.right(mem1), mem2)
+        return out, syn, mem1, mem2
+
+
+def recurrent_snntorch() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, HIDDEN),
+        snn.RLeaky(0.9, linear_features=HIDDEN, threshold=0.3, init_hidden=True),
+        nn.Linear(HIDDEN, CLASSES),
+        leaky(init_hidden=True, output=True),
+    )
+
+
+def recurrent_norse() -> nn.Module:
+    p = norse.LIFParameters(v_th=torch.tensor(0.1))
+    return norse.SequentialState(
+        norse.LIFRecurrentCell(FEATURES, HIDDEN, p), nn.Linear(HIDDEN, CLASSES), norse.LICell()
+    )
+
+
+def unknown_neuron() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, HIDDEN),
+        snn.Alpha(0.9, 0.8, threshold=0.1, init_hidden=True),
+        nn.Linear(HIDDEN, CLASSES),
+        leaky(init_hidden=True, output=True),
+    )
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, FEATURES)),
+        nn.Conv1d(1, 4, 2),
+        nn.BatchNorm1d(4),
+        leaky(init_hidden=True),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(4 * (FEATURES - 1), CLASSES),
+        leaky(init_hidden=True, output=True),
+    )
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    **{name: style.build for name, style in STYLES.items()},
+    "feedback": Feedback,
+    "two_readers": TwoReaders,
+    "recurrent_snntorch": recurrent_snntorch,
+    "recurrent_norse": recurrent_norse,
+    "unknown_neuron": unknown_neuron,
+    "convolutions": convolutions,
+    "starts_elsewhere": lambda: StartsElsewhere(),
+}
+
+PLANNED = {
+    "sequential_init_hidden", "nested_init_hidden", "explicit_states", "conv_step",
+    "dict_of_states", "norse_list", "sequential_state_of_cells", "sequential_state_lifted",
+    "plain_sequential_lifted", "two_readers", "recurrent_snntorch", "recurrent_norse",
+    "unknown_neuron", "convolutions", "feedback", "starts_elsewhere",
+}  # fmt: skip
+
+PRESENTATIONS = {
+    "constant": Presentation("1", dt=DT, n_timesteps=6),
+    "phases": Presentation("0110110", dt=DT, reaction_time=1.0),
+    "idle": Presentation("0111", dt=DT, idle_time=3.0),
+    "several": Presentation("01220", dt=DT, idle_time=1.0),
+}
+
+
+def built(name: str, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return NETS[name]()
+
+
+def images(presentation: Presentation, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    several = (presentation.n_stimuli,) if presentation.n_stimuli > 1 else ()
+    return 1 + torch.randn(*several, BATCH, FEATURES, generator=generator)
+
+
+def both(name: str, seed: int = 0, mode: bool = True) -> tuple[TimedModel, TimedModel]:
+    nets = [built(name, seed).train(mode) for _ in range(2)]
+    step, auto = nets
+    return wrap(step, dt=DT, engine="step"), wrap(auto, dt=DT, engine="auto")
+
+
+class Hears(Listener):
+    """Keeps everything."""
+
+    hears_idle = True
+    hears_synapses = True
+
+    def __init__(self, model: TimedModel) -> None:
+        told = [w for w in watchable(model) if w.layer is not None or type(w.module) is nn.Linear]
+        self.heard: dict[str, list[Observation]] = {}
+        self.attachment = Attachment(model, self, told)
+
+    def observe(self, observation: Observation) -> None:
+        self.heard.setdefault(observation.name, []).append(observation)
+
+    def timesteps(self, name: str) -> list[int]:
+        return [t for o in self.heard[name] for t in range(o.t0, o.t1)]
+
+    def values(self, name: str) -> dict[str, Tensor | None]:
+        observed = self.heard[name]
+        columns: dict[str, list[Tensor | None]] = {
+            "inputs": [o.inputs for o in observed],
+            "output": [o.output for o in observed],
+            "membrane": [o.membrane for o in observed],
+            **{key: [o.state[key] for o in observed] for key in observed[0].state},
+        }
+        for k in range(len(observed[0].presynaptic)):
+            # None stands for silence.
+            received = [o.presynaptic[k] for o in observed]
+            like = next((r for r in received if r is not None), None)
+            if like is not None:
+                columns[f"presynaptic {k}"] = [
+                    torch.zeros_like(like) if r is None else r for r in received
+                ]
+        return {
+            key: None if any(v is None for v in column) else torch.cat(column)  # type: ignore[arg-type]
+            for key, column in columns.items()
+        }
+
+
+def check_close(mine: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    assert mine.shape == theirs.shape
+    scale = theirs.abs().max().clamp(min=1.0)
+    assert (mine - theirs).abs().max() <= tolerance * scale
+
+
+def check_gradients(mine: nn.Module, theirs: nn.Module) -> None:
+    # A bias before batch normalisation has no gradient but noise: the largest sets the scale.
+    largest = max(p.grad.abs().max() for p in theirs.parameters() if p.grad is not None)
+    for (name, one), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None), name
+        if one.grad is not None and other.grad is not None:
+            error = (one.grad - other.grad).abs().max()
+            assert error <= 1e-4 * other.grad.abs().max().clamp(min=0.05 * largest), name
+
+
+@pytest.mark.parametrize("presentation", PRESENTATIONS.values(), ids=PRESENTATIONS.keys())
+@pytest.mark.parametrize("name", NETS)
+def test_it_is_the_step_engines_run(name: str, presentation: Presentation) -> None:
+    step, auto = both(name)
+    runs = []
+    for model in (step, auto):
+        torch.manual_seed(5)
+        runs.append(model(images(presentation), presentation))
+        runs[-1].membrane.square().sum().backward()
+    theirs, mine = runs
+    assert auto.explain().startswith("layer by layer") == (name in PLANNED), auto.explain()
+    check_close(mine.membrane, theirs.membrane)
+    assert (mine.spikes is None) == (theirs.spikes is None)
+    if theirs.spikes is not None:
+        assert torch.equal(mine.spikes, theirs.spikes)
+    check_gradients(auto, step)
+
+
+@pytest.mark.parametrize("name", sorted(PLANNED))
+def test_a_run_goes_on_from_either_engines_state(name: str) -> None:
+    if not STYLES[name].goes_on if name in STYLES else False:
+        pytest.skip("it takes no state")
+    step, auto = both(name, mode=False)
+    inputs = 1 + torch.randn(6, BATCH, FEATURES)
+    whole = step(inputs).membrane
+    for first, second in ((auto, auto), (step, auto), (auto, step)):
+        start = first(inputs[:4])
+        rest = second(inputs[4:], state=start.state)
+        check_close(torch.cat([start.membrane, rest.membrane]), whole)
+
+
+@pytest.mark.parametrize("name", sorted(PLANNED))
+def test_listeners_hear_the_same(name: str) -> None:
+    presentation = PRESENTATIONS["several"]
+    step, auto = both(name, mode=False)
+    heard = []
+    for model in (step, auto):
+        listener = Hears(model)
+        model(images(presentation), presentation)
+        heard.append(listener)
+    theirs, mine = heard
+    assert auto.explain().startswith("layer by layer"), auto.explain()
+    assert mine.heard.keys() == theirs.heard.keys()
+    for layer in theirs.heard:
+        assert mine.timesteps(layer) == theirs.timesteps(layer)
+        one, other = mine.values(layer), theirs.values(layer)
+        assert one.keys() == other.keys(), layer
+        for key, value in other.items():
+            assert (one[key] is None) == (value is None), (layer, key)
+            if value is not None:
+                check_close(one[key], value)
+                if key in ("output", "membrane"):
+                    assert one[key].requires_grad == value.requires_grad, (layer, key)
+
+
+@pytest.mark.parametrize("name", sorted(PLANNED))
+def test_energy_is_the_same(name: str) -> None:
+    presentation = PRESENTATIONS["idle"]
+    losses, totals = [], []
+    models = both(name, mode=False)
+    for model in models:
+        energy = EnergyLoss(reduction="mean", p=1)
+        energy.register_hooks(model)
+        with EnergyMeter(model) as meter:
+            model(images(presentation), presentation)
+        loss = energy(None, None)
+        loss.backward()
+        losses.append(loss.detach())
+        budget = meter.budget()
+        totals.append(
+            [
+                (row.name, row.spikes, row.synops_ac, row.synops_mac, row.neuron_updates)
+                for row in budget.layers
+            ]
+        )
+    check_close(losses[1], losses[0])
+    assert totals[1] == totals[0]
+    check_gradients(models[1], models[0])
+
+
+def test_feedback_runs_by_step_and_the_rest_by_layer() -> None:
+    _, model = both("feedback")
+    model(images(PRESENTATIONS["constant"]), PRESENTATIONS["constant"])
+    explained = model.explain()
+    assert "timestep by timestep" in explained
+    assert "a connection runs backwards in time" in explained
+    assert "one scan over time           readout" in explained
+
+
+def test_what_falls_back_says_why() -> None:
+    _, model = both("convolutions")
+    model(images(PRESENTATIONS["constant"]), PRESENTATIONS["constant"])
+    assert "batch normalisation in training mode" in model.explain()
+    assert "random numbers" in model.explain()
+    model.eval()
+    model(images(PRESENTATIONS["constant"]), PRESENTATIONS["constant"])
+    assert "timestep by timestep" not in model.explain()
+
+
+class Logs(nn.Module):
+    """Its forward does more than it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif, self.calls = nn.Linear(FEATURES, CLASSES), leaky(init_hidden=True), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.lif(self.fc(x))
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES), leaky(init_hidden=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif(self.fc(x) + float(torch.rand(())))
+
+
+class StartsElsewhere(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES), leaky()
+
+    def forward(self, x: Tensor, mem: Any = None) -> tuple[Tensor, Tensor]:
+        current = self.fc(x)
+        if mem is None:
+            mem = current * 0 + 0.2
+        return self.lif(current, mem)
+
+
+class FadesItsState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES), leaky()
+
+    def forward(self, x: Tensor, mem: Any) -> tuple[Tensor, Tensor]:
+        spk, mem = self.lif(self.fc(x), mem)
+        return spk, 0.5 * mem
+
+
+def two_dropouts() -> nn.Module:
+    first, *rest = recurrent_snntorch()
+    return nn.Sequential(nn.Dropout(0.3), first, nn.Dropout(0.3), *rest)
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "logs": (Logs, "writes calls"),
+    "noisy": (Noisy, "does not compute the same at every call"),
+    "fades": (FadesItsState, "a connection runs backwards in time|is not the one"),
+    "two dropouts": (two_dropouts, "draw their random numbers in another order"),
+}
+
+
+@pytest.mark.parametrize(("build", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_not_the_same_computation_is_refused(
+    build: Callable[[], nn.Module], reason: str
+) -> None:
+    nets = [build(), build()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    inputs = 1 + torch.randn(5, BATCH, FEATURES)
+    runs = []
+    for net, engine in zip(nets, ("step", "auto"), strict=True):
+        torch.manual_seed(2)
+        runs.append(wrap(net, dt=DT, engine=engine, readout=_last_leaky(net))(inputs).membrane)
+    assert torch.equal(*runs)
+    with pytest.raises(WrapError, match=reason):
+        wrap(build(), dt=DT, engine="layer")(inputs)
+
+
+def _last_leaky(net: nn.Module) -> str:
+    return [name for name, m in net.named_modules() if isinstance(m, snn.Leaky)][-1]
+
+
+def test_foreign_hooks_and_listeners_on_the_bare_model_hear_every_call() -> None:
+    inputs = 1 + torch.randn(5, BATCH, FEATURES)
+    net = built("sequential_init_hidden")
+    model = wrap(net, dt=DT, engine="auto")
+    model(inputs)
+    assert model.explain().startswith("layer by layer")
+    calls: list[int] = []
+    handle = net[0].register_forward_hook(lambda *_: calls.append(1))
+    model(inputs)
+    assert len(calls) == 5
+    assert "foreign hook on '0'" in model.explain()
+    handle.remove()
+    energy = EnergyLoss(reduction="mean", p=1)
+    energy.register_hooks(net)
+    model(inputs)
+    assert "a listener on the bare model" in model.explain()
+    energy.remove_hooks()
+    model(inputs)
+    assert model.explain().startswith("layer by layer")
+
+
+def test_a_changed_model_gets_another_plan() -> None:
+    step, auto = both("sequential_init_hidden")
+    inputs = 1 + torch.randn(5, BATCH, FEATURES)
+    auto(inputs)
+    for model in (step, auto):
+        neuron = model.net[1]
+        neuron.threshold = torch.tensor(0.6)
+        neuron.reset_delay = False
+    check_close(auto(inputs).membrane, step(inputs).membrane)
+    for model in (step, auto):
+        model.net[1] = snn.Leaky(0.5, threshold=0.4, init_hidden=True)
+        model.net[1].load_state_dict(model.net[3].state_dict())
+    check_close(auto(inputs).membrane, step(inputs).membrane)
+
+
+def test_autocast_runs_by_step() -> None:
+    model = wrap(built("sequential_init_hidden"), dt=DT, engine="auto")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.ones(4, BATCH, FEATURES))
+    assert "autocast" in model.explain()
+
+
+def test_an_unknown_engine_is_named() -> None:
+    with pytest.raises(WrapError, match="engine='fast'"):
+        wrap(built("sequential_init_hidden"), dt=DT, engine="fast")  # type: ignore[arg-type]
+
+
+@settings(max_examples=25)
+@given(
+    name=st.sampled_from(sorted(PLANNED)),
+    seed=st.integers(0, 2**31),
+    pattern=st.lists(st.integers(0, 2), min_size=2, max_size=9).filter(any),
+    idle=st.integers(0, 3),
+)
+def test_a_spike_flips_only_at_the_threshold(
+    name: str, seed: int, pattern: list[int], idle: int
+) -> None:
+    """Anything drawn: what differs by more than rounding follows a membrane at its threshold."""
+    presentation = Presentation(pattern, dt=DT, idle_time=float(idle))
+    shown = images(presentation, seed)
+    step, auto = both(name, seed, mode=False)
+    listeners = [Hears(model) for model in (step, auto)]
+    with torch.no_grad():
+        for model in (step, auto):
+            model(shown, presentation)
+    theirs, mine = listeners
+    for layer in theirs.heard:
+        other, one = theirs.values(layer)["output"], mine.values(layer)["output"]
+        assert other is not None
+        assert one is not None
+        off = (one - other).abs().flatten(1).amax(1) > 1e-5 * other.abs().max().clamp(min=1.0)
+        if off.any():
+            # The first layer to differ must have been at its threshold; what follows may differ.
+            _check_at_threshold(theirs, mine, layer, int(off.nonzero()[0]))
+            return
+
+
+def _check_at_threshold(theirs: Hears, mine: Hears, layer: str, t: int) -> None:
+    watched = theirs.heard[layer][0].layer
+    assert watched is not None
+    assert watched.spikes_or_integrates
+    differ = mine.values(layer)["output"][t] != theirs.values(layer)["output"][t]
+    membrane = theirs.values(layer)["membrane"][t][differ]
+    threshold = (
+        watched.module.threshold
+        if isinstance(watched.module, snn.SpikingNeuron)
+        else watched.module.p.v_th
+    )
+    assert (membrane - threshold).abs().max() < 1e-5
