@@ -629,7 +629,9 @@ def test_a_compiled_module_goes_by_the_name_of_the_one_it_was_made_of(name, part
         child, module = next(iter(net.named_children()))
         setattr(net, child, torch.compile(module, backend="eager"))
     compiled = wrap(net if part else torch.compile(net, backend="eager"), dt=DT)
-    run = compiled(inputs())
+    # Compiling takes long and is torch's affair: once is enough.
+    with torch.compiler.set_stance("default" if name == "gru_step" else "force_eager"):
+        run = compiled(inputs())
     assert torch.equal(run.membrane, plain(inputs()).membrane)
     assert run.readout == style.readout
     assert [layer.name for layer in compiled.layers()] == [layer.name for layer in plain.layers()]

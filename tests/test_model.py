@@ -190,11 +190,11 @@ def test_a_norse_layers_own_dt_must_be_the_models():
 def test_set_dt_sets_what_has_one():
     net, twin = sequential_state_of_cells(), sequential_state_of_cells()
     twin.load_state_dict(net.state_dict())
-    model = wrap(net, dt=2.0, set_dt=True)
+    model = wrap(net, dt=0.5, set_dt=True)
     for index in (2, 4):
-        assert net[index].dt == pytest.approx(0.002)
-        twin[index].dt = 0.002
-    run = model(images(), Presentation("1111", dt=2.0))
+        assert net[index].dt == pytest.approx(0.0005)
+        twin[index].dt = 0.0005
+    run = model(images(), Presentation("1111", dt=0.5))
     membrane, _ = loop_state(twin, images().expand(4, B, FEATURES))
     assert torch.equal(run.membrane, membrane)
 
