@@ -537,3 +537,38 @@ def test_values_that_one_run_lacks_are_given_to_none():
     assert over_runs([{"a": 1.0}, {"a": None}]) == {"a": None}
     assert ratio(None, 1.0) is None
     assert ratio(MeanSD(3.0, 1.0), MeanSD(2.0, 1.0)) == 1.5
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from dynvision_snn.cli import app
+
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_the_command_sets_saved_results_side_by_side_and_makes_them_again(comparison, tmp_path):
+    analog_alone = {"analog": comparison.runs["analog"]}
+    dvs.Comparison(analog_alone).save(tmp_path / "a.json")
+    dvs.Comparison(analog_alone, ["loihi", "45nm-fp32"]).save(tmp_path / "b-comparison.json")
+    shown = command(
+        "compare", tmp_path / "a.json", tmp_path / "b-comparison.json", "--profile", "cpu"
+    )
+    assert shown.exit_code == 0
+    assert "(a)" in shown.stdout
+    assert "cpu (estimate): Degnan" in " ".join(shown.stdout.split())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b-comparison.json"}
+    out = tmp_path / "out"
+    shown = command("compare", tmp_path / "a.json", "--out", out, "--baseline", "analog")
+    assert shown.exit_code == 0
+    assert "open report.html" in shown.stdout
+    again = command("compare", tmp_path / "a.json", "--out", out)
+    assert isinstance(again.exception, OutputError)
+    (out / "report.html").unlink()
+    assert command("report", out).exit_code == 0
+    assert (out / "report.html").exists()
+    assert isinstance(command("report", tmp_path / "nowhere").exception, ComparisonError)
