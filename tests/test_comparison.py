@@ -16,9 +16,11 @@ from torch import nn
 
 import dynvision_snn as dvs
 from dynvision_snn.comparison import join, load, load_all, rebuild
+from dynvision_snn.comparison.saving import write_derived
 from dynvision_snn.decision import MembraneMargin, SoftmaxConfidence
 from dynvision_snn.errors import ComparisonError, EnergyError, OutputError
 from dynvision_snn.report.figure import model_styles
+from dynvision_snn.report.markup import latex_text, markdown_text
 from dynvision_snn.report.numbers import MeanSD
 
 FEATURES, CLASSES, DT = 6, 4, 1.0
@@ -393,7 +395,7 @@ def test_a_place_that_is_taken_or_cannot_be_written_stays_as_it_is(comparison, t
 # -- joining ---------------------------------------------------------------------------------------
 
 
-def test_saved_results_stand_side_by_side_and_differences_are_said(comparison):
+def test_saved_results_stand_side_by_side_and_differences_are_said(comparison, tmp_path):
     slower = dvs.Presentation("0011110", dt=DT, reaction_time=2.0)
     other = dvs.compare({"analog": wrapped(analog(1))}, loader(seed=9, n=8), slower)
     run = other.runs["analog"][0]
@@ -414,6 +416,14 @@ def test_saved_results_stand_side_by_side_and_differences_are_said(comparison):
     title = table.index("3 models")
     assert all(" ".join(line.split()) in table[:title] for line in joined.differences)
     assert comparison.differences == []
+    assert all(row["differences"] == " ".join(joined.differences) for row in joined.rows())
+    write_derived(joined, tmp_path)
+    first = joined.differences[0]
+    assert (tmp_path / "table.txt").read_text().startswith(first)
+    assert (tmp_path / "table.md").read_text().startswith(markdown_text(first))
+    assert (tmp_path / "table.tex").read_text().startswith(latex_text(first))
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("Different data: 20 samples") < page.index("<table")
     assert {"accuracy", "accuracy-2", "time-2"} <= set(joined.plot())
 
 

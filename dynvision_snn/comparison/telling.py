@@ -93,6 +93,7 @@ def plain_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 row[f"{key}_ratio"] = ratio(value, base.get(key))
         row |= shared[name]
         row["uncounted"] = ", ".join(_uncounted(comparison)[name])
+        row["differences"] = " ".join(comparison.differences)
         rows.append(row)
     return rows
 
