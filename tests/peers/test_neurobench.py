@@ -112,7 +112,10 @@ def test_their_own_figures(widths: tuple[int, ...]) -> None:
 
 
 def test_the_meter_and_their_hooks_at_once() -> None:
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].weight.abs_()  # a hidden value that is alone would be a spike here
     x = torch.rand(B, 6)
     with EnergyMeter(net) as meter:
         theirs = neurobench(net, lambda: net(x))
