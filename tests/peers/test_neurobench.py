@@ -83,6 +83,7 @@ def test_random_spiking_conv_nets(
     analog: bool,
     seed: int,
 ) -> None:
+    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     size = (6,) * axes
     conv = CONVS[axes](2, 2 * channels, 3, stride, padding, dilation, groups=2, padding_mode=mode)
