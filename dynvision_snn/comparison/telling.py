@@ -25,7 +25,7 @@ from dynvision_snn.report.tables import Column, Grid, Noted, lay_out, to_text
 if TYPE_CHECKING:
     from dynvision_snn.comparison.comparison import Comparison
 
-__all__ = ["Table", "html", "plain_rows", "priced_by", "tables", "text", "values"]
+__all__ = ["Table", "html", "plain_rows", "presented", "priced_by", "tables", "text", "values"]
 
 _NOT_PRICED = "Not priced: the profile has no figure for some of its synaptic operations."
 _AT_LEAST = "At least this: without the layers that are not counted."
@@ -336,13 +336,18 @@ def _uncounted(comparison: Comparison) -> dict[str, list[str]]:
     }
 
 
-def _general_notes(comparison: Comparison) -> Iterator[str]:
+def presented(comparison: Comparison) -> Iterator[str]:
+    """How many samples were shown how, once for all models that it is true of."""
     seen: dict[str, list[str]] = {}
     for name, (run, *_) in comparison.runs.items():
         told = f"{run.n_samples} samples, each {run.presentation.describe()}."
         seen.setdefault(told, []).append(name)
     for told, names in seen.items():
         yield told if len(seen) == 1 else f"{', '.join(names)}: {told}"
+
+
+def _general_notes(comparison: Comparison) -> Iterator[str]:
+    yield from presented(comparison)
     counts = {name: len(runs) for name, runs in comparison.runs.items()}
     if any(count > 1 for count in counts.values()):
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
