@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -266,9 +265,9 @@ def simulate(
 
 def _settings(path: Path, out: Path | None) -> TrainingConfig:
     from dynvision_snn.config import load_config
+    from dynvision_snn.training.lightning import quieten
 
-    # Lightning tells of its devices and offers; what a run has to say it says itself.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quieten()
     settings = load_config(path)
     return settings if out is None else settings.model_copy(update={"out": str(out)})
 

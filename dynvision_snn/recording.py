@@ -188,15 +188,16 @@ class Recording:
         )
 
     def _repr_html_(self) -> str:
-        decoded = {"layer": self.readout or "(the model's output)", "decoded": "yes"}
-        rows = [{**decoded, "membrane": self.membrane, "spikes": self.spikes}]
-        rows += [
-            {"layer": name, "membrane": layer.membrane, "spikes": layer.spikes}
-            for name, layer in self.layers.items()
-        ]
+        decoded = (self.readout or "(the model's output)", "yes", self.membrane, self.spikes)
+        recorded = [(n, None, layer.membrane, layer.spikes) for n, layer in self.layers.items()]
         shown = [
-            {**row, "membrane": _shape(row["membrane"]), "spikes": _shape(row["spikes"])}
-            for row in rows
+            {
+                "layer": name,
+                "decoded": is_decoded,
+                "membrane": _shape(membrane),
+                "spikes": _shape(spikes),
+            }
+            for name, is_decoded, membrane, spikes in (decoded, *recorded)
         ]
         columns = [
             Column("layer", "layer"),

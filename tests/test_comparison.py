@@ -16,9 +16,11 @@ from torch import nn
 
 import dynvision_snn as dvs
 from dynvision_snn.comparison import join, load, load_all, rebuild
+from dynvision_snn.comparison.saving import write_derived
 from dynvision_snn.decision import MembraneMargin, SoftmaxConfidence
 from dynvision_snn.errors import ComparisonError, EnergyError, OutputError
 from dynvision_snn.report.figure import model_styles
+from dynvision_snn.report.markup import latex_text, markdown_text
 from dynvision_snn.report.numbers import MeanSD
 
 FEATURES, CLASSES, DT = 6, 4, 1.0
@@ -393,7 +395,7 @@ def test_a_place_that_is_taken_or_cannot_be_written_stays_as_it_is(comparison, t
 # -- joining ---------------------------------------------------------------------------------------
 
 
-def test_saved_results_stand_side_by_side_and_differences_are_said(comparison):
+def test_saved_results_stand_side_by_side_and_differences_are_said(comparison, tmp_path):
     slower = dvs.Presentation("0011110", dt=DT, reaction_time=2.0)
     other = dvs.compare({"analog": wrapped(analog(1))}, loader(seed=9, n=8), slower)
     run = other.runs["analog"][0]
@@ -414,6 +416,14 @@ def test_saved_results_stand_side_by_side_and_differences_are_said(comparison):
     title = table.index("3 models")
     assert all(" ".join(line.split()) in table[:title] for line in joined.differences)
     assert comparison.differences == []
+    assert all(row["differences"] == " ".join(joined.differences) for row in joined.rows())
+    write_derived(joined, tmp_path)
+    first = joined.differences[0]
+    assert (tmp_path / "table.txt").read_text().startswith(first)
+    assert (tmp_path / "table.md").read_text().startswith(markdown_text(first))
+    assert (tmp_path / "table.tex").read_text().startswith(latex_text(first))
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("Different data: 20 samples") < page.index("<table")
     assert {"accuracy", "accuracy-2", "time-2"} <= set(joined.plot())
 
 
@@ -537,3 +547,38 @@ def test_values_that_one_run_lacks_are_given_to_none():
     assert over_runs([{"a": 1.0}, {"a": None}]) == {"a": None}
     assert ratio(None, 1.0) is None
     assert ratio(MeanSD(3.0, 1.0), MeanSD(2.0, 1.0)) == 1.5
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from dynvision_snn.cli import app
+
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_the_command_sets_saved_results_side_by_side_and_makes_them_again(comparison, tmp_path):
+    analog_alone = {"analog": comparison.runs["analog"]}
+    dvs.Comparison(analog_alone).save(tmp_path / "a.json")
+    dvs.Comparison(analog_alone, ["loihi", "45nm-fp32"]).save(tmp_path / "b-comparison.json")
+    shown = command(
+        "compare", tmp_path / "a.json", tmp_path / "b-comparison.json", "--profile", "cpu"
+    )
+    assert shown.exit_code == 0
+    assert "(a)" in shown.stdout
+    assert "cpu (estimate): Degnan" in " ".join(shown.stdout.split())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b-comparison.json"}
+    out = tmp_path / "out"
+    shown = command("compare", tmp_path / "a.json", "--out", out, "--baseline", "analog")
+    assert shown.exit_code == 0
+    assert "open report.html" in shown.stdout
+    again = command("compare", tmp_path / "a.json", "--out", out)
+    assert isinstance(again.exception, OutputError)
+    (out / "report.html").unlink()
+    assert command("report", out).exit_code == 0
+    assert (out / "report.html").exists()
+    assert isinstance(command("report", tmp_path / "nowhere").exception, ComparisonError)

@@ -155,10 +155,10 @@ def test_what_was_said_by_hand_is_told_at_once():
 
 def test_time_constants_are_in_ms_at_the_models_dt():
     net = nn.Sequential(
-        nn.Linear(FEATURES, 2), snn.Leaky(torch.tensor([0.5, 0.9]), init_hidden=True)
+        nn.Linear(FEATURES, 2), snn.Leaky(torch.tensor([0.85, 0.95]), init_hidden=True)
     )
     (constant,) = row_of(describe(wrap(net, dt=2.0)), "1").time_constants
-    low, high = (-2 / math.log(beta) for beta in (0.5, 0.9))
+    low, high = (-2 / math.log(beta) for beta in (0.85, 0.95))
     assert constant.tau.tolist() == pytest.approx([low, high])
     assert f"membrane {low:.4g} to {high:.4g} ms" in str(describe(wrap(net, dt=2.0)))
 

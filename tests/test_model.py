@@ -60,7 +60,7 @@ def images(batch: int = B, seed: int = 0) -> Tensor:
 def test_a_presentation_is_the_loop_over_what_it_shows(style: Style, pattern: str):
     presentation = Presentation(pattern, dt=DT)
     shown = images() if presentation.n_stimuli < 2 else torch.stack([images(), images(seed=1)])
-    run = wrap(style.fresh().eval(), dt=DT, engine="step")(shown, presentation)
+    run = wrap(style.fresh().eval(), dt=DT)(shown, presentation)
     # The very tensors: the last bits of a matrix product depend on where its input lies in memory.
     steps = list(presentation.inputs_at(shown))
     whole = steps if style.stepping == "step" else torch.stack(steps)
@@ -190,11 +190,11 @@ def test_a_norse_layers_own_dt_must_be_the_models():
 def test_set_dt_sets_what_has_one():
     net, twin = sequential_state_of_cells(), sequential_state_of_cells()
     twin.load_state_dict(net.state_dict())
-    model = wrap(net, dt=2.0, engine="step", set_dt=True)
+    model = wrap(net, dt=0.5, set_dt=True)
     for index in (2, 4):
-        assert net[index].dt == pytest.approx(0.002)
-        twin[index].dt = 0.002
-    run = model(images(), Presentation("1111", dt=2.0))
+        assert net[index].dt == pytest.approx(0.0005)
+        twin[index].dt = 0.0005
+    run = model(images(), Presentation("1111", dt=0.5))
     membrane, _ = loop_state(twin, images().expand(4, B, FEATURES))
     assert torch.equal(run.membrane, membrane)
 
@@ -445,7 +445,7 @@ def test_models_inside_another_do_not_meet():
 
 
 def test_recorded_layers_are_the_librarys_own():
-    model = wrap(ExplicitStates(), dt=DT, engine="step")
+    model = wrap(ExplicitStates(), dt=DT)
     run = model(inputs(), record=["lif1", "lif2"])
     mem1, mem2 = torch.zeros(B, HIDDEN), torch.zeros(B, CLASSES)
     expected: dict[str, list[Tensor]] = {"spk1": [], "mem1": [], "mem2": []}

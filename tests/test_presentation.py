@@ -396,6 +396,30 @@ def test_the_schedule_in_ms_does_not_depend_on_dt(drawn, reaction_time):
             assert coarse.entry_at[t] == fine.entry_at[8 * t + 4]
 
 
+@given(
+    dt=st.floats(0.05, 4.0),
+    gap=st.floats(5, 60),
+    shown=st.floats(30, 90),
+    reaction_time=st.floats(0, 20),
+    idle_time=st.floats(0, 50),
+)
+def test_every_part_of_a_schedule_keeps_its_ms_at_any_dt(dt, gap, shown, reaction_time, idle_time):
+    p = build_phases(
+        [("gap", gap, 0), ("one", shown, 1), ("two", shown, 2)],
+        dt,
+        reaction_time=reaction_time,
+        idle_time=idle_time,
+    )
+    tolerance = dt / 2 * (1 + 1e-5)
+    for onset, time in zip(p.onsets, (gap, gap + shown), strict=True):
+        assert abs(onset * dt - time) <= tolerance
+    rounded_up = dt * (1 + 1e-5)
+    assert -1e-5 * dt <= p.idle_steps * dt - idle_time < rounded_up
+    assert -1e-5 * dt <= int(p.reaction_mask.sum()) * dt / 2 - reaction_time < rounded_up
+    supervised = int(p.supervised_mask.sum()) * dt
+    assert abs(supervised - 2 * (shown - reaction_time)) <= 3 * rounded_up
+
+
 @pytest.mark.parametrize(
     ("phases", "match"),
     [

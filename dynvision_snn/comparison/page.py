@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["page"]
 
+_LONGEST_TITLE = 60
 _BY_SAMPLE = ("membrane", "raster")
 
 
@@ -23,9 +24,9 @@ def page(comparison: Comparison) -> str:
     """The report as HTML: tables, figures, layers, sources and the environment."""
     first, *others = telling.tables(comparison)
     named = f"{comparison.name}: " if comparison.name else ""
-    title = f"{named}{', '.join(comparison.runs)}"
-    run = next(iter(comparison.runs.values()))[0]
-    lead = [f"{run.n_samples} samples, each {run.presentation.describe()}."]
+    names = ", ".join(comparison.runs)
+    title = f"{named}{names if len(names) <= _LONGEST_TITLE else first.title}"
+    lead = list(telling.presented(comparison))
     general = [t for t in others if t.key == "ratios"]
     detailed = [t for t in others if t.key != "ratios"]
     pictures = dict(_pictures(comparison))

@@ -10,7 +10,7 @@ from dynvision_snn.comparison import drawing, page, telling
 from dynvision_snn.errors import OutputError
 from dynvision_snn.report.figure import WIDTH, save_figure
 from dynvision_snn.report.files import check_free, file_names, write_text, writing_folder
-from dynvision_snn.report.markup import to_latex, to_markdown
+from dynvision_snn.report.markup import latex_text, markdown_text, to_latex, to_markdown
 from dynvision_snn.report.values import to_csv
 
 if TYPE_CHECKING:
@@ -46,14 +46,23 @@ def write_derived(comparison: Comparison, folder: Path) -> None:
     start = prefix(comparison)
     tables = telling.tables(comparison)
     figures = drawing.figures(comparison, WIDTH)
-    above = "".join(f"{sentence}\n\n" for sentence in map(str, comparison.differences))
+    differences = comparison.differences
     written = {
         "table.txt": comparison.table(),
-        "table.md": above
-        + "\n".join(to_markdown(table.grid, title=table.title) for table in tables),
+        "table.md": "\n".join(
+            [
+                *(f"{markdown_text(sentence)}\n" for sentence in differences),
+                *(to_markdown(table.grid, title=table.title) for table in tables),
+            ]
+        ),
         "table.tex": "\n".join(
-            to_latex(table.grid, title=table.title, label=f"tab:{start}{table.key}")
-            for table in tables
+            [
+                *(f"{latex_text(sentence)}\n" for sentence in differences),
+                *(
+                    to_latex(table.grid, title=table.title, label=f"tab:{start}{table.key}")
+                    for table in tables
+                ),
+            ]
         ),
         "table.csv": to_csv(comparison.rows()),
         "report.html": page.page(comparison),

@@ -25,7 +25,7 @@ from dynvision_snn.report.tables import Column, Grid, Noted, lay_out, to_text
 if TYPE_CHECKING:
     from dynvision_snn.comparison.comparison import Comparison
 
-__all__ = ["Table", "html", "on_front", "plain_rows", "priced_by", "tables", "text", "values"]
+__all__ = ["Table", "html", "plain_rows", "presented", "priced_by", "tables", "text", "values"]
 
 _NOT_PRICED = "Not priced: the profile has no figure for some of its synaptic operations."
 _AT_LEAST = "At least this: without the layers that are not counted."
@@ -61,9 +61,8 @@ def values(comparison: Comparison) -> dict[str, dict[str, Value]]:
     return told
 
 
-def on_front(comparison: Comparison, profile: HardwareProfile) -> dict[str, bool]:
+def _on_front(told: Mapping[str, Mapping[str, Value]], profile: HardwareProfile) -> dict[str, bool]:
     """Whether no other model has both less energy and more accuracy at the last timestep."""
-    told = values(comparison)
     points = [
         (_mean(row[f"joules[{profile.name}]"]), _mean(row["accuracy_last"]))
         for row in told.values()
@@ -75,6 +74,14 @@ def plain_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """See `Comparison.rows`."""
     told = values(comparison)
     base = None if comparison.baseline is None else told[comparison.baseline]
+    compared = _compared(comparison)
+    shared: dict[str, dict[str, Any]] = {name: {} for name in told}
+    for profile in comparison.profiles:
+        for name, front in _on_front(told, profile).items():
+            shared[name][f"pareto[{profile.name}]"] = front
+        source = priced_by(comparison, profile)
+        for also in shared.values():
+            also[f"source[{profile.name}]"] = source
     rows = []
     for name, measures in told.items():
         row: dict[str, Any] = {"model": name, "runs": len(comparison.runs[name])}
@@ -82,12 +89,11 @@ def plain_rows(comparison: Comparison) -> list[dict[str, Any]]:
             row[key] = value.mean if isinstance(value, MeanSD) else value
             if isinstance(value, MeanSD):
                 row[f"{key}_sd"] = value.sd
-            if base is not None and key in _compared(comparison):
-                row[f"{key}_ratio"] = ratio(value, base[key])
-        for profile in comparison.profiles:
-            row[f"pareto[{profile.name}]"] = on_front(comparison, profile)[name]
-            row[f"source[{profile.name}]"] = priced_by(comparison, profile)
+            if base is not None and key in compared:
+                row[f"{key}_ratio"] = ratio(value, base.get(key))
+        row |= shared[name]
         row["uncounted"] = ", ".join(_uncounted(comparison)[name])
+        row["differences"] = " ".join(comparison.differences)
         rows.append(row)
     return rows
 
@@ -174,7 +180,8 @@ def _main(comparison: Comparison) -> Table:
         Column("model_bytes", "memory", "B", si=True, note="Of parameters and buffers."),
         Column("uncounted", "not counted"),
     ]
-    fronts = {p.name: on_front(comparison, p) for p in comparison.profiles}
+    told = values(comparison)
+    fronts = {p.name: _on_front(told, p) for p in comparison.profiles}
     rows = []
     for row in _noted(comparison):
         model = row["model"]
@@ -198,7 +205,8 @@ def _ratios(comparison: Comparison) -> Table:
     rows = []
     for name, measures in told.items():
         row: dict[str, Any] = {"model": name}
-        row |= {key: ratio(measures[key], told[baseline][key]) for key in compared}
+        base = told[baseline]
+        row |= {key: ratio(measures.get(key), base.get(key)) for key in compared}
         row |= {key: v for key, v in measures.items() if key.startswith("break_even")}
         rows.append(row)
     columns = [Column(key, title, note=note) for key, (title, note) in compared.items()]
@@ -307,8 +315,7 @@ def _compared(comparison: Comparison) -> dict[str, tuple[str, str]]:
         "neuron_updates": ("neuron updates", ""),
         "n_parameters": ("parameters", ""),
     }
-    known = {key for measures in values(comparison).values() for key in measures}
-    return {key: said for key, said in told.items() if key in known}
+    return told
 
 
 def _first_rule(comparison: Comparison) -> str | None:
@@ -329,13 +336,18 @@ def _uncounted(comparison: Comparison) -> dict[str, list[str]]:
     }
 
 
-def _general_notes(comparison: Comparison) -> Iterator[str]:
+def presented(comparison: Comparison) -> Iterator[str]:
+    """How many samples were shown how, once for all models that it is true of."""
     seen: dict[str, list[str]] = {}
     for name, (run, *_) in comparison.runs.items():
         told = f"{run.n_samples} samples, each {run.presentation.describe()}."
         seen.setdefault(told, []).append(name)
     for told, names in seen.items():
         yield told if len(seen) == 1 else f"{', '.join(names)}: {told}"
+
+
+def _general_notes(comparison: Comparison) -> Iterator[str]:
+    yield from presented(comparison)
     counts = {name: len(runs) for name, runs in comparison.runs.items()}
     if any(count > 1 for count in counts.values()):
         told = ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dynvision_snn.energy.budget import EnergyBudget, ProfileLike
+from dynvision_snn.energy.budget import EnergyBudget
+from dynvision_snn.energy.hardware import ProfileLike
 from dynvision_snn.energy.layers import LayerCounts
 from dynvision_snn.energy.pricing import si
 from dynvision_snn.errors import EnergyError

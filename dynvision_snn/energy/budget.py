@@ -2,8 +2,7 @@
 
 A budget keeps what was measured (sums over samples and the evidence on what each connection
 carried) and derives what it shows, so that two budgets add up to the budget of both measurements
-exactly. The definitions of what is counted are in `dynvision_snn.energy.layers`; joules are made
-in `dynvision_snn.energy.pricing`.
+exactly. Definitions are in `dynvision_snn.energy.layers`, joules in `dynvision_snn.energy.pricing`.
 
 Conservation: layers sum to the total, and so do timesteps and phases. Idle time is a budget of
 its own, in no total.
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.energy.explaining import Explanation, notes_on_counts, notes_on_joules
-from dynvision_snn.energy.hardware import HardwareProfile, resolve_profile
+from dynvision_snn.energy.hardware import HardwareProfile, ProfileLike, resolve_profile
 from dynvision_snn.energy.layers import (
     QUANTITIES,
     LayerCounts,
@@ -40,8 +39,6 @@ SCHEMA = 1
 
 STATIC_ROW = "static power"
 """The row that static power has beside the layers; no module can have this name."""
-
-ProfileLike = str | HardwareProfile | Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,10 +215,6 @@ class EnergyBudget:
 
     def explain(self, *profiles: ProfileLike) -> Explanation:
         """Definition, source and caveat of every number shown, and of joules on `profiles`.
-
-        >>> budget = EnergyBudget(counts=[], samples=torch.ones(1, 1), dt=1.0)
-        >>> budget.explain().of("spikes").definition
-        'nonzero outputs of spiking layers, per sample'
 
         Raises:
             EnergyError: an unknown profile.

@@ -180,6 +180,10 @@ class HardwareProfile:
         return {**asdict(self), "caveats": list(self.caveats)}
 
 
+ProfileLike = str | HardwareProfile | Mapping[str, Any]
+"""A profile, its name, or its fields."""
+
+
 def hardware_profiles() -> Mapping[str, HardwareProfile]:
     """Every profile by name: the package's own, then those of installed packages; read-only.
 
@@ -212,7 +216,7 @@ def hardware_profiles() -> Mapping[str, HardwareProfile]:
     return MappingProxyType(profiles)
 
 
-def resolve_profile(profile: str | HardwareProfile | Mapping[str, Any]) -> HardwareProfile:
+def resolve_profile(profile: ProfileLike) -> HardwareProfile:
     """A profile from its name, its fields, or itself.
 
     Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynvision_snn.energy.hardware import HardwareProfile, resolve_profile
+from dynvision_snn.energy.hardware import ProfileLike, resolve_profile
 from dynvision_snn.energy.layers import QUANTITIES, LayerCounts, Quantity, Series
 from dynvision_snn.energy.pricing import price_series
 from dynvision_snn.errors import EnergyError, known_names
@@ -243,9 +243,7 @@ class SampleEnergy:
             f"Unknown quantity {quantity!r}. {known_names(quantity, SAMPLE_QUANTITIES)}"
         )
 
-    def joules(
-        self, profile: str | HardwareProfile | Mapping[str, object], until: str = WHOLE
-    ) -> Tensor:
+    def joules(self, profile: ProfileLike, until: str = WHOLE) -> Tensor:
         """J of every sample on a profile, from the onset through its moment: ``[onsets, N]``.
 
         As in a budget, what the profile has no figure for is left out: ask

@@ -270,7 +270,7 @@ def to_svg(figure: Figure, prefix: str) -> str:
         )
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r'\bid="', f'id="{prefix}-', drawn)
     drawn = re.sub(r'(xlink:href="|url\()#', rf"\1#{prefix}-", drawn)
     for colour, name in ((INK, "ink"), (QUIET, "quiet"), (SHADE, "shade"), (HATCH, "hatch")):

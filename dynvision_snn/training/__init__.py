@@ -4,7 +4,7 @@
 so that the plain loop does without.
 """
 
-from typing import TYPE_CHECKING, Any
+import typing
 
 from dynvision_snn.training.loop import Epoch as Epoch
 from dynvision_snn.training.loop import fit as fit
@@ -14,16 +14,16 @@ from dynvision_snn.training.monitor import signs as signs
 from dynvision_snn.training.target import EnergyTarget as EnergyTarget
 from dynvision_snn.training.varying import VaryingPresentation as VaryingPresentation
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from dynvision_snn.training.lightning import EnergyMonitor as EnergyMonitor
     from dynvision_snn.training.lightning import TimedClassifier as TimedClassifier
 
 _OF_LIGHTNING = ("EnergyMonitor", "TimedClassifier")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     if name in _OF_LIGHTNING:
-        from dynvision_snn.training import lightning
+        from dynvision_snn.training import lightning as lightning
 
         return vars(lightning)[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

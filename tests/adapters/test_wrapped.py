@@ -23,6 +23,8 @@ from dynvision_snn.energy.synapses import fan_out
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::dynvision_snn.errors.AdapterWarning"),
+    # Some of these decay within a timestep or two: their library steps them all the same.
+    pytest.mark.filterwarnings("ignore::dynvision_snn.errors.TimingWarning"),
     pytest.mark.filterwarnings("ignore:LSTM with projections"),
 ]
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-from collections.abc import Iterator
 
 import norse.torch as norse
 import pytest
 import torch
 from energy_nets import (
-    SERIES,
     B,
     T,
     check_same,
@@ -323,57 +321,6 @@ class TestModules:
         gc.collect()
         net(conv_inputs()[0])
         assert not net.conv._forward_hooks
-
-
-class TestCompiled:
-    """With the compiler's own front and no code generation: what matters is what it traces."""
-
-    @pytest.fixture(autouse=True)
-    def fresh(self) -> Iterator[None]:
-        torch._dynamo.reset()
-        yield
-        torch._dynamo.reset()
-
-    @pytest.mark.parametrize("compiled_first", [False, True])
-    @pytest.mark.parametrize("on_the_original", [False, True])
-    def test_a_compiled_model_is_counted(self, compiled_first: bool, on_the_original: bool) -> None:
-        net, inputs = conv_net(), conv_inputs()
-        with torch.no_grad():
-            expected = measured(net, inputs)
-            compiled = torch.compile(net, backend="eager")
-            if compiled_first:
-                run_loop(compiled, inputs)
-                torch._dynamo.reset()  # as the error of the next test says
-            with EnergyMeter(net if on_the_original else compiled) as meter:
-                run_loop(compiled, inputs)
-        budget = meter.budget(dt=1.0)
-        names = [row.name.removeprefix("_orig_mod.") for row in budget.layers]
-        assert names == [row.name for row in expected.layers]
-        for quantity in SERIES:
-            torch.testing.assert_close(
-                budget.by_timestep(quantity), expected.by_timestep(quantity), rtol=1e-6, atol=0
-            )
-
-    def test_hooks_that_the_compiler_ignores_are_an_error(self) -> None:
-        net = torch.compile(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)), backend="eager")
-        net(torch.ones(1, 4))
-        with EnergyMeter(net) as meter:
-            net(torch.ones(1, 4))
-        with pytest.raises(EnergyError, match=r"torch\._dynamo\.reset"):
-            meter.budget(dt=1.0)
-
-    def test_layers_seen_in_a_part_of_the_calls_are_an_error(self) -> None:
-        net, inputs = conv_net(), conv_inputs()
-        with pytest.raises(EnergyError, match=r"called 5 times, but its layers"), EnergyMeter(net):  # noqa: PT012
-            # As a compiled graph that leaves hooks out, until it is compiled again.
-            hidden = [(module, dict(module._forward_hooks)) for module in net.children()]
-            for module, _ in hidden:
-                module._forward_hooks.clear()
-            run_loop(net, inputs[:2])
-            for module, hooks in hidden:
-                module._forward_hooks.update(hooks)
-            for x in inputs[2:]:
-                net(x)
 
 
 class TestMisuse:

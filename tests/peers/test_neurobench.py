@@ -83,6 +83,7 @@ def test_random_spiking_conv_nets(
     analog: bool,
     seed: int,
 ) -> None:
+    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     size = (6,) * axes
     conv = CONVS[axes](2, 2 * channels, 3, stride, padding, dilation, groups=2, padding_mode=mode)
@@ -112,7 +113,10 @@ def test_their_own_figures(widths: tuple[int, ...]) -> None:
 
 
 def test_the_meter_and_their_hooks_at_once() -> None:
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].weight.abs_()  # a hidden value that is alone would be a spike here
     x = torch.rand(B, 6)
     with EnergyMeter(net) as meter:
         theirs = neurobench(net, lambda: net(x))

@@ -63,6 +63,7 @@ def test_its_figures() -> None:
     seed=st.integers(0, 2**31),
 )
 def test_random_conv_nets(stride: int, padding: int, kernel: int, groups: int, seed: int) -> None:
+    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     conv = nn.Conv2d(2, 4, kernel, stride, padding, groups=groups)
     net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import dynvision_snn as dvs
+from dynvision_snn.config import parse_config
 from dynvision_snn.errors import ConfigError, DataError, LossError, TrainingError, WrapError
 from dynvision_snn.losses import build_criterion
 from dynvision_snn.training import (
@@ -24,6 +25,7 @@ from dynvision_snn.training import (
     fit,
 )
 from dynvision_snn.training.batches import BatchLoader
+from dynvision_snn.training.lightning import train
 
 PRESENTATION = dvs.Presentation("0111", dt=2.0, n_timesteps=8, reaction_time=4.0)
 CRITERION = [{"name": "cross_entropy_loss"}, {"name": "energy_loss", "weight": 0.3}]
@@ -407,3 +409,30 @@ def test_the_plain_loop_trains_to_a_target_as_well():
         fit(model, BatchLoader(data()[0], 8), PRESENTATION, criterion, optimizer, epochs=12)
     result = dvs.simulate(model, DataLoader(data()[1], 20), PRESENTATION)
     assert result.budget.total.firing_rate < 24
+
+
+def test_a_monitor_tells_each_sign_once_with_figures_of_layers_and_gradients():
+    told = []
+    model = _model(dropout=0.0)
+    with torch.no_grad():
+        model.net[1].bias.fill_(5.0)  # its neurons fire at every timestep
+    classifier = TimedClassifier(model, PRESENTATION, CRITERION, optimizer_kwargs={"lr": 0.0})
+    monitor = EnergyMonitor(tell=told.append)
+    _fit(classifier, validation=[], max_epochs=3, callbacks=[monitor])
+    names = [sign.name for sign in told]
+    assert "saturation of '2'" in names
+    assert "rate of '2'" in names
+    assert len(set(names)) == len(names)
+    assert len(monitor.history) == 3
+    last = monitor.history[-1]
+    assert last.layers["2"].saturated > 0.9
+    assert "5" not in last.layers, "the readout is decoded by its membrane"
+    assert set(last.gradients) == {"1", "4"}
+    assert last.energy == pytest.approx(0.5, abs=0.01)
+    assert last.weighted_energy == pytest.approx(0.3 * last.energy)
+
+
+def test_a_progress_bar_is_lightnings_own(settings, capsys):
+    settings["training"]["epochs"] = 1
+    train(parse_config(settings), progress=True)
+    assert "Epoch" in capsys.readouterr().out

@@ -1,11 +1,11 @@
 """Lightning as the engine: hours of training, stopped and resumed, on several processes."""
 
-from importlib.util import find_spec
+import importlib.util
 
-from dynvision_snn.errors import MissingExtraError
+from dynvision_snn import errors as errors
 
-if find_spec("lightning") is None:
-    raise MissingExtraError("lightning", "training", "Training with Lightning")
+if importlib.util.find_spec("lightning") is None:
+    raise errors.MissingExtraError("lightning", "training", "Training with Lightning")
 
 from dynvision_snn.training.lightning.callbacks import EnergyMonitor as EnergyMonitor
 from dynvision_snn.training.lightning.checkpoints import AtomicCheckpointIO as AtomicCheckpointIO
@@ -15,6 +15,7 @@ from dynvision_snn.training.lightning.checkpoints import read_checkpoint as read
 from dynvision_snn.training.lightning.module import TimedClassifier as TimedClassifier
 from dynvision_snn.training.lightning.running import TrainingResult as TrainingResult
 from dynvision_snn.training.lightning.running import is_first_process as is_first_process
+from dynvision_snn.training.lightning.running import quieten as quieten
 from dynvision_snn.training.lightning.running import read_result as read_result
 from dynvision_snn.training.lightning.running import simulate_checkpoint as simulate_checkpoint
 from dynvision_snn.training.lightning.running import train as train

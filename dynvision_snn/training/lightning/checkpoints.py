@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -76,10 +76,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
-class ResumeCheckpoint(Callback):
+class ResumeCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which a training goes on exactly as if it had not stopped.
 
-    Written between epochs, and every so many steps within one.
+    Written at the end of every epoch, after its validation, and every so many steps within it.
 
     Args:
         folder: where it lies.
@@ -98,13 +98,8 @@ class ResumeCheckpoint(Callback):
         if self._every and (batch_idx + 1) % self._every == 0 and not is_last:
             trainer.save_checkpoint(self.path, weights_only=False)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """When the epoch before is over: schedulers that look at a metric move at its very end."""
-        if trainer.current_epoch > 0:
-            trainer.save_checkpoint(self.path, weights_only=False)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """When the last epoch is over."""
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """At the end of an epoch, when all else of it is done."""
         trainer.save_checkpoint(self.path, weights_only=False)
 
 

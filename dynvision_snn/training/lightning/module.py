@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dynvision_snn.energy import EnergyMeter, HardwareProfile, resolve_profile
 from dynvision_snn.errors import DataError, TrainingError, WrapError
@@ -168,10 +170,13 @@ class TimedClassifier(LightningModule):
         if schedule is None:
             return optimizer
         scheduler = build_scheduler(schedule, optimizer, schedule_kwargs)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, **self._scheduler_settings},
-        }
+        settings: dict[str, Any] = {"scheduler": scheduler, **self._scheduler_settings}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            # Lightning would move it after the epoch's checkpoint is written, and not at all in a
+            # resumed epoch. It is moved in `on_train_epoch_end`, and here as good as never.
+            settings |= {"interval": "epoch", "frequency": sys.maxsize}
+            self._scheduler_settings["interval"] = "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def setup(self, stage: str) -> None:
         """Keeps DistributedDataParallel from overwriting membranes with another process's."""
@@ -276,22 +281,14 @@ class TimedClassifier(LightningModule):
         return outer.no_sync()
 
     def _move_scheduler(self, when: str) -> None:
-        """Lightning leaves schedulers alone where the optimizer is moved by hand."""
+        """Moves a scheduler that Lightning does not move."""
         scheduler = self.lr_schedulers()
         if scheduler is None or self._scheduler_settings["interval"] != when:
             return
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(self.trainer.callback_metrics[self._scheduler_settings["monitor"]])
         else:
-            cast(torch.optim.lr_scheduler.LRScheduler, scheduler).step()
-
-    def _is_left_to_us(self) -> bool:
-        """Whether Lightning skips a scheduler, as at the end of an epoch resumed in its middle.
-
-        It keeps no metric of the part before; `TrainingState` does.
-        """
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-        return self.trainer.fit_loop.restarting and isinstance(self.lr_schedulers(), plateau)
+            cast(LRScheduler, scheduler).step()
 
     def _check_converging(self, total: Tensor, images: Tensor, presentation: Presentation) -> None:
         """Stops a training whose loss went wrong; on CUDA only at steps that are logged anyway."""
@@ -353,7 +350,7 @@ class TimedClassifier(LightningModule):
                     "train_joules": logged_joules(budget, self.profile),
                 }
             )
-        if self._chunk is not None or self._is_left_to_us():
+        if self._chunk is not None or isinstance(self.lr_schedulers(), ReduceLROnPlateau):
             self._move_scheduler("epoch")
 
     def epoch_figures(self) -> EpochFigures:

@@ -8,8 +8,10 @@ seed, git state), ``checkpoints/``, ``csv/`` and ``tensorboard/``, and when it i
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,7 @@ from dynvision_snn.training.lightning.checkpoints import LAST, BestCheckpoint, r
 from dynvision_snn.training.lightning.module import TimedClassifier
 from dynvision_snn.training.provenance import provenance
 from dynvision_snn.training.state import check_same_model
-from dynvision_snn.training.target import SYMBOLS
+from dynvision_snn.training.target import SYMBOLS, Unit
 from dynvision_snn.training.validation import TOLERANCE
 
 CONFIG, RUN, RESULT = "config.yaml", "run.json", "result.json"
@@ -68,7 +70,7 @@ class TrainingResult:
     profile: str
     energy: float | None
     limit: float | None
-    unit: str | None
+    unit: Unit | None
     checkpoint: str
     epochs: int
     asked_epochs: int
@@ -88,7 +90,7 @@ class TrainingResult:
         ]
         if self.energy is not None and self.limit is not None and self.unit is not None:
             share = self.energy / self.limit
-            symbol = SYMBOLS[self.unit]  # type: ignore[index]
+            symbol = SYMBOLS[self.unit]
             verdict = (
                 f"the limit of {self.limit:g} {symbol} is met"
                 if self.met
@@ -190,6 +192,12 @@ def _result(
         epochs=classifier.trainer.current_epoch,
         asked_epochs=config.training.epochs,
     )
+
+
+def quieten() -> None:
+    """Keeps Lightning from telling of devices and offers; what a run has to say it says itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 def is_first_process() -> bool:

@@ -27,9 +27,11 @@ from dynvision_snn.report.tables import Column, lay_out, to_text
 from dynvision_snn.training.lightning.running import (
     TrainingResult,
     finished_result,
+    quieten,
     read_result,
     train,
 )
+from dynvision_snn.training.target import SYMBOLS
 
 SCHEMA = 1
 """Version of ``sweep.json``'s layout."""
@@ -72,13 +74,14 @@ class Sweep:
         rows = [
             row
             | {
+                self.over: f"{row[self.over]:g}",
                 "front": "yes" if row["front"] else "",
                 "limit_met": {None: "", True: "yes", False: "NO"}[row["limit_met"]],
             }
             for row in self.rows()
         ]
         columns = [
-            Column(self.over, self.over.replace("_", " ")),
+            Column(self.over, self.over.replace("_", " "), self._unit()),
             Column("accuracy", "accuracy", "%", decimals=1),
             Column("firing_rate", "rate", "Hz", decimals=1),
             Column("synops", "SynOps", decimals=0),
@@ -89,6 +92,11 @@ class Sweep:
             columns.append(Column("limit_met", "limit met"))
         return to_text(lay_out(rows, columns), title="Sweep")
 
+    def _unit(self) -> str:
+        """Of what was varied."""
+        unit = next(iter(self.results.values())).unit
+        return SYMBOLS[unit] if self.over == "limit" and unit is not None else ""
+
     def save(self, folder: Path) -> None:
         """Writes numbers, table and figure."""
         values = {"schema": SCHEMA, "over": self.over, "profile": self.profile, "runs": self.rows()}
@@ -96,10 +104,10 @@ class Sweep:
         write_text(folder / "table.txt", self.table() + "\n", force=True)
         figure = accuracy_against_energy(
             {
-                f"{self.over.replace('_', ' ')} {value:g}": (result.joules, result.accuracy)
+                f"{value:g} {self._unit()}".strip(): (result.joules, result.accuracy)
                 for value, result in self.results.items()
             },
-            title="Accuracy against energy",
+            title=f"Accuracy against energy, by {self.over.replace('_', ' ')}",
             note=_source(self.profile),
         )
         with writing_file(folder / "pareto.png", force=True) as hidden:
@@ -172,6 +180,7 @@ def _run_of(
 
 def _train_alone(settings: dict[str, Any], threads: int) -> TrainingResult:
     """One run, in a process of its own."""
+    quieten()
     torch.set_num_threads(threads)
     return train(parse_config(settings), resume=True, progress=False)
 
