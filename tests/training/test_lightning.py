@@ -167,17 +167,28 @@ def test_a_validation_never_touches_the_training(target):
 
 
 def test_a_target_holds_the_energy_and_logs_its_weight():
-    model = _model(dropout=0.0)
-    target = EnergyTarget(20.0, "hertz", rate=0.5)
-    classifier = TimedClassifier(
-        model, PRESENTATION, ["cross_entropy_loss", target], optimizer_kwargs={"lr": 0.02}
+    logged, weights = {}, []
+    target = EnergyTarget(20.0, "hertz", rate=0.2)
+    target.register_forward_hook(lambda *_: weights.append(float(target.weight)))
+    for targets in ([], [target]):
+        classifier = TimedClassifier(
+            _model(dropout=0.0),
+            PRESENTATION,
+            ["cross_entropy_loss", *targets],
+            optimizer_kwargs={"lr": 0.02},
+        )
+        logged[bool(targets)] = _fit(classifier, max_epochs=12).callback_metrics
+    free, held = logged[False], logged[True]
+    assert float(free["val_firing_rate"]) > 30
+    assert float(held["val_firing_rate"]) < 24
+    assert float(held["val_energy/hertz"]) == pytest.approx(float(held["val_firing_rate"]))
+    # 12 epochs of 7 steps, each followed by a validation of 3 batches, which moves no weight.
+    steps = [weights[10 * epoch + step] for epoch in range(12) for step in range(7)]
+    assert max(steps) > 0
+    assert float(held["energy/weight"]) == pytest.approx(sum(steps[-7:]) / 7, abs=1e-6)
+    assert all(
+        w == weights[10 * e + 6] for e in range(12) for w in weights[10 * e + 7 : 10 * e + 10]
     )
-    trainer = _fit(classifier, max_epochs=12)
-    logged = trainer.callback_metrics
-    assert float(logged["val_energy/hertz"]) == pytest.approx(float(logged["val_firing_rate"]))
-    assert float(logged["energy/hertz"]) < 24
-    assert float(target.multiplier) > 0
-    assert float(logged["energy/weight"]) > 0
 
 
 def test_varying_presentations_are_those_of_epoch_and_batch():
@@ -279,14 +290,11 @@ def test_a_norse_network_trains_too():
     torch.manual_seed(0)
     model = dvs.wrap(
         norse.SequentialState(
-            nn.Linear(FEATURES, 12),
-            norse.LIFCell(dt=0.002),
-            nn.Linear(12, CLASSES),
-            norse.LICell(dt=0.002),
+            nn.Linear(FEATURES, 12), norse.LIFCell(), nn.Linear(12, CLASSES), norse.LICell()
         ),
-        dt=2.0,
+        dt=1.0,
     )
-    classifier = TimedClassifier(model, PRESENTATION, CRITERION)
+    classifier = TimedClassifier(model, PRESENTATION.at_dt(1.0), CRITERION)
     trainer = _fit(classifier)
     assert trainer.callback_metrics["val_joules"] > 0
 

@@ -137,14 +137,14 @@ def model():
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(4, 6),
-        snn.Leaky(0.5, threshold=0.5, init_hidden=True),
+        snn.Leaky(0.8, threshold=0.5, init_hidden=True),
         nn.Linear(6, 3),
-        snn.Leaky(0.5, init_hidden=True, reset_mechanism="none", output=True),
+        snn.Leaky(0.8, init_hidden=True, reset_mechanism="none", output=True),
     )
     with torch.no_grad():
         net[0].weight.zero_()
         # One neuron always fires, two do so at every second timestep, three never.
-        net[0].bias.copy_(torch.tensor([1.0, 0.4, 0.4, 0.0, 0.0, 0.0]))
+        net[0].bias.copy_(torch.tensor([1.0, 0.3, 0.3, 0.0, 0.0, 0.0]))
     return dvs.wrap(net, dt=2.0)
 
 

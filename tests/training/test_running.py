@@ -153,41 +153,41 @@ def test_settings_that_cannot_be_are_told(settings, section, key, value, error, 
 
 
 def test_a_sweep_trains_each_value_once_and_shows_the_front(settings, tmp_path):
-    settings["training"]["epochs"] = 1
-    settings["sweep"] = {"over": "energy_weight", "values": [0.0, 0.5], "jobs": 2}
-    config, ran = parse_config(settings), []
-    whole = sweep(config, on_run=lambda value, result: ran.append(value))
-    assert sorted(ran) == [0.0, 0.5]
-    folder = tmp_path / "run"
-    assert {"sweep.json", "table.txt", "pareto.png"} <= {file.name for file in folder.iterdir()}
-    saved = json.loads((folder / "sweep.json").read_text())
-    assert [run["energy_weight"] for run in saved["runs"]] == [0.0, 0.5]
-    weights = {
-        value: load_config(folder / f"energy_weight={value:g}" / "config.yaml").criterion[1].weight
-        for value in (0.0, 0.5)
-    }
-    assert weights == {0.0: 0.0, 0.5: 0.5}
-    assert any(run["front"] for run in saved["runs"])
-
-    again = []
-    assert sweep(config, on_run=lambda value, result: again.append(value)).rows() == whole.rows()
-    assert again == []
-
-
-def test_a_run_that_fails_leaves_the_others_and_is_told(settings):
+    """The first limit is out of reach: its run fails, the others are finished and kept."""
     settings["training"]["epochs"] = 1
     settings["target"] = {"limit": 1.0, "unit": "synops"}
-    settings["sweep"] = {"over": "limit", "values": [1.0, 1e9], "jobs": 2}
+    settings["sweep"] = {"over": "limit", "values": [1.0, 1000.0, 1e9], "jobs": 2}
+    ran = []
+    with pytest.raises(TrainingError, match=r"1 of 3 runs failed: limit 1: the limit of 1 SynOps"):
+        sweep(parse_config(settings), on_run=lambda value, result: ran.append(value))
+    assert sorted(ran) == [1000.0, 1e9]
+
+    settings["sweep"]["values"] = [1000.0, 1e9]
+    again = []
+    whole = sweep(parse_config(settings), on_run=lambda value, result: again.append(value))
+    assert again == []
+    folder = tmp_path / "run"
+    saved = json.loads((folder / "sweep.json").read_text())
+    assert saved["runs"] == whole.rows()
+    assert [run["limit"] for run in saved["runs"]] == [1000.0, 1e9]
+    assert any(run["front"] for run in saved["runs"])
+    assert load_config(folder / "limit=1000" / "config.yaml").target.limit == 1000.0
+    assert "1000" in (folder / "table.txt").read_text()
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_over_energy_weights_names_its_runs_by_them(settings):
+    settings["sweep"] = {"values": [0.5]}
     config = parse_config(settings)
-    with pytest.raises(TrainingError, match=r"1 of 2 runs failed: limit 1: the limit of 1 SynOps"):
-        sweep(config)
-    assert train(
-        config.with_energy("limit", 1e9).model_copy(
-            update={"out": settings["out"] + "/limit=1e+09"}
+    train(
+        config.with_energy("energy_weight", 0.5).model_copy(
+            update={"out": settings["out"] + "/energy_weight=0.5"}
         ),
-        resume=True,
         progress=False,
-    ).met
+    )
+    (row,) = sweep(config).rows()
+    assert row["energy_weight"] == 0.5
+    assert row["limit_met"] is None
 
 
 # -- the command ----------------------------------------------------------------------------------

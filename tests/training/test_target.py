@@ -23,7 +23,7 @@ from dynvision_snn.training import EnergyTarget, fit
 from dynvision_snn.training.firing import FiringRate, spike_count
 from dynvision_snn.training.floor import silent_budget
 
-PRESENTATION = dvs.Presentation("0111", dt=2.0, n_timesteps=8, reaction_time=4.0, idle_time=6.0)
+PRESENTATION = dvs.Presentation("0111", dt=1.0, n_timesteps=8, reaction_time=2.0, idle_time=3.0)
 PROFILE = "45nm-fp32"
 
 
@@ -39,9 +39,9 @@ def _rleaky():
 def _norse():
     return norse.SequentialState(
         nn.Linear(FEATURES, 9),
-        norse.LIFRecurrentCell(9, 9, dt=0.002),
+        norse.LIFRecurrentCell(9, 9, dt=0.001),
         nn.Linear(9, CLASSES),
-        norse.LICell(dt=0.002),
+        norse.LICell(dt=0.001),
     )
 
 
@@ -55,7 +55,7 @@ def model(request):
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.mul_(3.0)
-    return dvs.wrap(built, dt=2.0)
+    return dvs.wrap(built, dt=1.0)
 
 
 def _budget(model, images, presentation=PRESENTATION):
@@ -193,7 +193,7 @@ def test_the_floor_is_what_a_silent_network_costs(model):
 @pytest.mark.parametrize("unit", ["synops", "joules"])
 def test_a_limit_below_the_floor_is_an_error_that_gives_it(unit):
     torch.manual_seed(0)
-    model = dvs.wrap(net(), dt=2.0)
+    model = dvs.wrap(net(), dt=1.0)
     images = data()[0].tensors[0]
     floor = _energy(silent_budget(model, images, PRESENTATION), unit)
     with pytest.raises(TrainingError, match=f"costs {floor:.6g} .* even if no neuron ever fires"):
@@ -204,7 +204,7 @@ def test_a_limit_below_the_floor_is_an_error_that_gives_it(unit):
 
 
 def test_what_a_profile_cannot_price_has_no_limit_in_joules():
-    model = dvs.wrap(net(), dt=2.0)
+    model = dvs.wrap(net(), dt=1.0)
     target = EnergyTarget(1.0, "joules", "loihi")
     with pytest.raises(TrainingError, match=r"cannot price this model.*MACs"):
         target.check_reachable(model, data()[0].tensors[0], PRESENTATION)
