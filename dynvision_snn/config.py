@@ -4,6 +4,9 @@ An unknown key, a wrong type or an impossible time is an error that names the ke
 (``training.epochs``) and the nearest known one. YAML is loaded safely: a file makes plain values
 only. What it names as ``package.module:name`` is imported, though, which runs that module's code;
 so a configuration is as trusted as a script.
+
+One file, although it is long: it is the list of all settings, and the only one that knows pydantic
+and YAML.
 """
 
 from __future__ import annotations

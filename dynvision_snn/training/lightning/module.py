@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -22,10 +20,10 @@ from dynvision_snn.errors import DataError, TrainingError, WrapError
 from dynvision_snn.losses import BaseLoss, Criterion, CrossEntropyLoss, EnergyLoss, build_criterion
 from dynvision_snn.model import TimedModel
 from dynvision_snn.presentation import Presentation
-from dynvision_snn.recording import RunState
 from dynvision_snn.timing import nearest_steps
 from dynvision_snn.training.diagnosis import find_trouble
-from dynvision_snn.training.joining import Joined, counts, joined_budget, joined_loss, summed
+from dynvision_snn.training.joining import Joined, joined_budget, joined_loss, summed
+from dynvision_snn.training.lightning.truncation import back_propagated
 from dynvision_snn.training.monitor import EpochFigures
 from dynvision_snn.training.optimizing import (
     OptimizerLike,
@@ -210,7 +208,9 @@ class TimedClassifier(LightningModule):
             self._state.floor_checked = True
             self.target.check_reachable(self.model, images, presentation)
         if self._chunk is not None:
-            membrane, joined = self._truncated_step(images, targets, presentation)
+            chunks = back_propagated(self, images, targets, presentation, self._chunk)
+            membrane, joined, self._state.readout = chunks
+            self._step_by_hand()
         else:
             with self._metered_once():
                 run = self.model(images, presentation)
@@ -230,30 +230,9 @@ class TimedClassifier(LightningModule):
             yield
         self._state.meter = meter
 
-    def _truncated_step(
-        self, images: Tensor, targets: Tensor, presentation: Presentation
-    ) -> tuple[Tensor, Joined]:
-        """Back-propagates chunk by chunk, then takes the optimizer's step."""
-        assert self._chunk is not None
+    def _step_by_hand(self) -> None:
+        """Clips the gradient, and moves the optimizer and a scheduler that moves with it."""
         optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad()
-        inputs, whole = presentation.present(images), counts(self.criterion, targets)
-        state = self._after_idle_time(images, presentation)
-        starts = range(0, presentation.n_timesteps, self._chunk)
-        membranes: list[Tensor] = []
-        total: Tensor | None = None
-        components: dict[str, Tensor] = {}
-        for start in starts:
-            chunk = slice(start, start + self._chunk)
-            run = self.model(inputs[chunk], state=state)
-            part = joined_loss(self.criterion, run.membrane, targets[chunk], whole)
-            with self._unsynchronised(until=start == starts[-1]):
-                self.manual_backward(part.loss)
-            state = run.state.detach()
-            membranes.append(run.membrane.detach())
-            self._state.readout = run.readout
-            total = part.total if total is None else total + part.total
-            components = {k: v + components.get(k, 0.0) for k, v in part.components.items()}
         if self._gradient_clip is not None:
             self.clip_gradients(
                 cast(Optimizer, optimizer),
@@ -262,23 +241,6 @@ class TimedClassifier(LightningModule):
             )
         optimizer.step()
         self._move_scheduler("step")
-        assert total is not None
-        return torch.cat(membranes), Joined(total, total, components)
-
-    def _after_idle_time(self, images: Tensor, presentation: Presentation) -> RunState | None:
-        if not presentation.idle_steps:
-            return None
-        null = presentation.null_input(images)
-        with torch.no_grad():
-            run = self.model(null.expand(presentation.idle_steps, *null.shape))
-        return run.state.detach()
-
-    def _unsynchronised(self, *, until: bool) -> AbstractContextManager[Any]:
-        """Gradients of all chunks but the last stay in this process."""
-        outer = self.trainer.model
-        if until or not isinstance(outer, DistributedDataParallel):
-            return nullcontext()
-        return outer.no_sync()
 
     def _move_scheduler(self, when: str) -> None:
         """Moves a scheduler that Lightning does not move."""
