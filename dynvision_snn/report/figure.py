@@ -176,6 +176,22 @@ def finish(figure: Figure, title: str, handles: Sequence[Any] = (), note: str = 
         )
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+    _lay_out(figure)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Places the panels once and for all, to the same numbers in every process.
+
+    The solver's last digits depend on the order of objects in memory, and ids inside an SVG depend
+    on them.
+    """
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(value, 6) for value in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 def shown_name(name: str) -> str:
