@@ -15,6 +15,9 @@ from dynvision_snn.energy.layers import LayerCounts, Series
 from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
 from dynvision_snn.observation import Observation
 
+Evidence = tuple[Tensor, Tensor]
+"""Smallest nonzero and largest ``|x|`` at each timestep of a call, ``[t]`` each."""
+
 
 def grown(total: Tensor, run: Tensor, start: int = 0) -> Tensor:
     """The sum of two ``[phases, T]``, each as long as it is; `run` begins at timestep `start`."""
@@ -108,15 +111,15 @@ class Sums:
     least: Tensor | None = None
     most: Tensor | None = None
 
-    def add(self, series: Mapping[Series, Tensor], start: int, values: Sequence[Tally]) -> None:
+    def add(self, series: Mapping[Series, Tensor], start: int, seen: Sequence[Evidence]) -> None:
         """Adds one run, which begins at timestep `start`: series ``[phases, T]``."""
         for name, counts in series.items():
             known = self.series.get(name, counts[:, :0])
             self.series[name] = grown(known, counts, start)
-        if values:
-            device = values[-1].least.device
-            least = torch.cat([value.least.to(device) for value in values]).amin()
-            most = torch.cat([value.most.to(device) for value in values]).amax()
+        if seen:
+            device = seen[-1][0].device
+            least = torch.cat([smallest.to(device) for smallest, _ in seen]).amin()
+            most = torch.cat([largest.to(device) for _, largest in seen]).amax()
             self.least = least if self.least is None else torch.minimum(self.least, least)
             self.most = most if self.most is None else torch.maximum(self.most, most)
 
@@ -131,7 +134,8 @@ class Noted:
         series: counts, ``[t1 - t0]`` each; ``[t1 - t0, B]`` where samples have their own phases.
         by_sample: counts of each sample, ``[t1 - t0, B]``; empty unless they are wanted.
         dense: dense operations of a sample and timestep.
-        values: what the layer received, or emitted.
+        evidence: smallest nonzero and largest ``|x|`` that the layer received, or emitted; the
+            tally that they are of has O(units) numbers, and is not kept.
     """
 
     t0: int
@@ -140,7 +144,7 @@ class Noted:
     series: Mapping[Series, Tensor]
     by_sample: Mapping[Series, Tensor]
     dense: int
-    values: Tally | None
+    evidence: Evidence | None
 
     def at(self, t0: int) -> Noted:
         """The same call, its timesteps counted from `t0`."""
@@ -232,7 +236,15 @@ class Row:
         """Notes the counts of one call, and what it was counted from."""
         dense = self.dense_now if synaptic else 0
         self.noted.append(
-            Noted(observation.t0, observation.t1, tick, series, by_sample, dense, values)
+            Noted(
+                observation.t0,
+                observation.t1,
+                tick,
+                series,
+                by_sample,
+                dense,
+                (values.least, values.most),
+            )
         )
 
     def note_silence(self, observation: Observation, tick: int, operator: Operator) -> None:
@@ -306,7 +318,9 @@ class Row:
             series["synops_dense"] = self._dense_over_time(calls, n_timesteps) * present
             for name in ("synops", "synops_weighted", "events"):
                 series.setdefault(name, torch.zeros_like(present))
-        sums.add(series, spread.start, [call.values for call in calls if call.values is not None])
+        sums.add(
+            series, spread.start, [call.evidence for call in calls if call.evidence is not None]
+        )
 
     def _by_sample(
         self, calls: Sequence[Noted], n_timesteps: int, batch_size: int
