@@ -217,6 +217,7 @@ def draw_retimed(path):
 
 def main():
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    folder.mkdir(parents=True, exist_ok=True)
     # The readout is never reset, so that its spikes, which nobody uses, follow the timestep.
     warnings.simplefilter("ignore", dvs.errors.TimingWarning)
     draw_convergence(folder / "convergence.png")
