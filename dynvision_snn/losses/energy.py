@@ -104,6 +104,7 @@ class EnergyLoss(ListeningLoss):
     _adapters: tuple[Adapter, ...]
     _energies: dict[str, Tensor]
     _timesteps: dict[str, int]
+    _active: dict[str, int | Tensor]
 
     def __init__(
         self,
@@ -152,9 +153,10 @@ class EnergyLoss(ListeningLoss):
         super().reset()
         self._energies = {}
         self._timesteps = {}
+        self._active = {}
 
     def _fresh(self) -> dict[str, Any]:
-        return super()._fresh() | {"_energies": {}, "_timesteps": {}}
+        return super()._fresh() | {"_energies": {}, "_timesteps": {}, "_active": {}}
 
     # -- observing --------------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class EnergyLoss(ListeningLoss):
         # Recomputed under checkpointing, too: autograd must see the same operations again.
         energy = activity(observation.output, self.p, observation.active)
         if observation.recomputed:
-            self._refuse_reentrant(observation.name)
+            self._refuse_recomputed(observation)
             return
         self._check_same_accumulation(observation.name, energy.shape[0])
         name = observation.name
@@ -178,6 +180,7 @@ class EnergyLoss(ListeningLoss):
         self._energies[name] = energy
         steps = observation.t1 - observation.t0
         self._timesteps[name] = self._timesteps.get(name, 0) + steps
+        self._active[name] = self._active.get(name, 0) + observation.n_active
 
     def forward(
         self,
@@ -197,16 +200,18 @@ class EnergyLoss(ListeningLoss):
         Raises:
             LossError: as `compute_loss`, or a `whole` of fewer timesteps than were observed.
         """
-        n_observed, run = max(self._timesteps.values(), default=0), self._run
+        n_steps, run = max(self._timesteps.values(), default=0), self._run
+        if run is not None and run.n_timesteps is not None:
+            n_steps = run.n_timesteps  # a layer may be called several times in each
         energy = self.compute_loss(outputs, targets)
         if whole is not None:
-            if len(whole) < n_observed:
+            if len(whole) < n_steps:
                 raise LossError(
-                    f"EnergyLoss observed {n_observed} timesteps of a run whose targets (whole=) "
+                    f"EnergyLoss observed {n_steps} timesteps of a run whose targets (whole=) "
                     f"have shape {list(whole.shape)}. Expected [T, B], time first, with T at least "
                     "as large."
                 )
-            energy = energy * _share_of_run(run, n_observed, len(whole), energy.device)
+            energy = energy * _share_of_run(run, n_steps, len(whole), energy.device)
         return self.apply_reduction(energy)
 
     def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
@@ -239,12 +244,15 @@ class EnergyLoss(ListeningLoss):
                 "timesteps needs each once per timestep; choose layers that are with monitor=, and "
                 "take the loss once per batch."
             )
-        n_observed, run = next(iter(self._timesteps.values())), self._run
+        n_observed = next(iter(self._active.values()))
         energies = list(self._energies.values())
         self._take()
         device = energies[0].device
         total = torch.stack([energy.to(device) for energy in energies]).sum(0)
-        return total / (len(energies) * _n_timesteps(run, n_observed, device))
+        if isinstance(n_observed, Tensor):
+            # A chunk may hold nothing of a sample but its padding, whose sum is 0.
+            n_observed = n_observed.clamp(min=1).to(device, non_blocking=True)
+        return total / (len(energies) * n_observed)
 
     def extra_repr(self) -> str:
         """The arguments, as the module prints them."""
@@ -252,21 +260,13 @@ class EnergyLoss(ListeningLoss):
         return f"reduction={self.reduction!r}, p={p}, monitored={list(self.monitored)}"
 
 
-def _n_timesteps(run: Run | None, n_observed: int, device: torch.device) -> int | Tensor:
-    """Timesteps that the mean is over: of each sample, ``[B]``, where some are padding."""
-    if run is None or run.active is None:
-        return n_observed
-    # A chunk may hold nothing of a sample but its padding, whose sum is 0.
-    return run.active.sum(0).clamp(min=1).to(device, non_blocking=True)
-
-
 def _share_of_run(
-    run: Run | None, n_observed: int, n_whole: int, device: torch.device
+    run: Run | None, n_steps: int, n_whole: int, device: torch.device
 ) -> float | Tensor:
-    """Which part of the whole run's timesteps a chunk's mean was over."""
-    if run is None or run.lengths is None:
-        return n_observed / n_whole
-    return _n_timesteps(run, n_observed, device) / run.lengths.to(device, non_blocking=True)
+    """Which part of the whole run a chunk is; of each sample, ``[B]``, where some are padded."""
+    if run is None or run.lengths is None or run.active is None:
+        return n_steps / n_whole
+    return (run.active.sum(0) / run.lengths.to(run.active.device)).to(device, non_blocking=True)
 
 
 def _monitored(modules: Sequence[Watched], monitor: Monitor | None) -> list[Watched]:

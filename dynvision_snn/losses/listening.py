@@ -11,7 +11,7 @@ from torch import nn
 
 from dynvision_snn.errors import LossError
 from dynvision_snn.losses.base import BaseLoss
-from dynvision_snn.observation import Attachment, Listener, Run, Watched
+from dynvision_snn.observation import Attachment, Listener, Observation, Run, Watched
 
 
 class ListeningLoss(BaseLoss, Listener):
@@ -127,12 +127,20 @@ class ListeningLoss(BaseLoss, Listener):
         self._taken_with_grad = self._with_grad
         self.reset()
 
-    def _refuse_reentrant(self, name: str) -> None:
+    def _refuse_recomputed(self, observation: Observation) -> None:
+        """Refuses what activation checkpointing recomputes, where it is not what it was."""
         if self._taken_with_grad is False:
             raise LossError(
-                f"layer {name!r} runs under reentrant activation checkpointing: its forward ran "
-                "without a graph, so the energy that was taken has no gradient. Use "
+                f"layer {observation.name!r} runs under reentrant activation checkpointing: its "
+                "forward ran without a graph, so the energy that was taken has no gradient. Use "
                 "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+        if observation.run.active is not None:
+            raise LossError(
+                f"layer {observation.name!r} runs under activation checkpointing on samples of "
+                "different lengths. While backward recomputes it, its timestep is not known, and "
+                "so neither is what is padding. Give the samples one length, or take the "
+                "checkpoint away."
             )
 
     def _fresh(self) -> dict[str, Any]:

@@ -235,7 +235,7 @@ class SynopsLoss(ListeningLoss):
 
     def _add(self, observation: Observation, suffix: str, cost: _Cost) -> None:
         if observation.recomputed:
-            self._refuse_reentrant(observation.name)
+            self._refuse_recomputed(observation)
             return
         self._check_same_accumulation(observation.name, len(cost.events))
         name = f"{observation.name}{suffix}"

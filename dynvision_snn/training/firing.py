@@ -93,7 +93,7 @@ class FiringRate(ListeningLoss):
             raise LossError(f"the spikes of layer {name!r} could not be read over time.")
         spikes = spike_count(observation.without_padding(output))
         if observation.recomputed:
-            self._refuse_reentrant(name)
+            self._refuse_recomputed(observation)
             return
         self._check_same_accumulation(name, spikes.shape[0])
         known = self._spikes.get(name)

@@ -9,6 +9,7 @@ import weakref
 from typing import Any
 
 import pytest
+import snntorch as snn
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from models import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dynvision_snn import Presentation, wrap
+from dynvision_snn import Presentation, PresentationBatch, wrap
 from dynvision_snn.errors import LossError, ObservationError
 from dynvision_snn.losses import EnergyLoss, build_criterion
 from dynvision_snn.losses.energy import activity
@@ -712,3 +713,59 @@ def test_a_loop_inside_with_an_energy_loss_trains():
         optimizer.step()
         values.append(loss.item())
     assert values[-1] < 0.8 * values[0]
+
+
+# -- layers called twice, samples of different lengths, pieces --------------------------------------
+
+
+class CallsTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.lif, self.out = nn.Linear(5, 5), snn.Leaky(0.9, threshold=0.3), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        spikes, mem = self.lif(self.a(self.a(x)), mem)
+        return self.out(spikes), mem
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_layer_called_twice_per_timestep_means_the_same_padded_and_in_pieces(p):
+    model = wrap(CallsTwice(), dt=1.0)
+    long, short = Presentation("0111", dt=1.0), Presentation("01", dt=1.0)
+    images = torch.rand(2, 5)
+    with EnergyLoss(reduction="none", p=p, monitor=["a"]) as energy:
+        energy.register_hooks(model)
+        alone = []
+        for index, presentation in enumerate((long, short)):
+            model(images[index : index + 1], presentation)
+            alone.append(energy(None, None))
+        model(images, PresentationBatch([long, short]))
+        torch.testing.assert_close(energy(None, None), torch.cat(alone))
+        model(images, long)
+        whole, targets = energy(None, None), torch.zeros(4, 2, dtype=torch.int64)
+        parts = []
+        for _ in model.chunks(images, long, every=1.0):
+            parts.append(energy(None, None, whole=targets))
+        torch.testing.assert_close(torch.stack(parts).sum(0), whole)
+
+
+class Checkpointed(CallsTwice):
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        hidden = checkpoint(self.a, x, use_reentrant=False)
+        spikes, mem = self.lif(hidden, mem)
+        return self.out(spikes), mem
+
+
+@pytest.mark.parametrize("lengths", [("0111", "01"), ("0111", "0111")])
+def test_checkpointing_of_samples_of_different_lengths_is_refused(lengths):
+    model = wrap(Checkpointed(), dt=1.0)
+    batch = PresentationBatch([Presentation(pattern, dt=1.0) for pattern in lengths])
+    with EnergyLoss(monitor=["a"]) as energy:
+        energy.register_hooks(model)
+        model(torch.rand(2, 5), batch)
+        loss = energy(None, None)
+        if lengths[0] == lengths[1]:
+            loss.backward()
+            return
+        with pytest.raises(LossError, match="different lengths"):
+            loss.backward()
