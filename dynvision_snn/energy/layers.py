@@ -98,8 +98,9 @@ class LayerCounts:
         series: float64 ``[phases, T]`` by `Series` name. Only what the row has: ``spikes`` of
             spiking rows, ``synops`` of rows with synapses, and so on. Any real tensor is taken,
             and moved to the CPU.
-        least: smallest nonzero ``|x|`` that the synapses received; infinity in silence.
-        most: largest ``|x|``.
+        least: smallest nonzero ``|x|`` that the synapses received in the whole measurement, idle
+            time included; infinity in silence.
+        most: largest ``|x|``, likewise.
 
     Raises:
         EnergyError: values that were NaN or infinite, negative counts, shapes that disagree, or

@@ -285,7 +285,13 @@ class Row:
         return by_sample
 
     def counts(self, sums: Sums, phases: Sequence[int]) -> LayerCounts:
-        """The sums of this row as a budget takes them, of some phases."""
+        """The sums of this row as a budget takes them, of some phases.
+
+        What kind of values its connections carry is told from the whole measurement: idle or
+        not, they are the same connections.
+        """
+        least = [float(part.least) for part in (self.shown, self.idle) if part.least is not None]
+        most = [float(part.most) for part in (self.shown, self.idle) if part.most is not None]
         return LayerCounts(
             name=self.name,
             kind=self.kind,
@@ -294,8 +300,9 @@ class Row:
             inputs=self.inputs,
             outputs=self.outputs,
             series={name: counts[list(phases)] for name, counts in sums.series.items()},
-            **({} if sums.least is None else {"least": float(sums.least)}),
-            **({} if sums.most is None else {"most": float(sums.most)}),
+            # Not min and max, which may lose a NaN.
+            **({"least": float(torch.tensor(least, dtype=torch.float64).amin())} if least else {}),
+            **({"most": float(torch.tensor(most, dtype=torch.float64).amax())} if most else {}),
         )
 
     def _add(self, sums: Sums, calls: Sequence[Noted], spread: Spread) -> None:

@@ -180,6 +180,20 @@ class TestRuns:
             model(inputs[:, 1:])
         check_same(measured(net, inputs), meter.budget())
 
+    def test_a_connection_is_the_same_in_idle_time_as_after_it(self) -> None:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 4), snn.Leaky(beta=0.9, init_hidden=True))
+        model = dvs.wrap(net, dt=2.0)
+        p = dvs.Presentation("0111", dt=2.0, idle_time=4.0, null_value=0.5)
+        with EnergyMeter(model) as meter:
+            model(torch.rand(3, 5) + 0.1, p)
+        budget = meter.budget()
+        assert budget.idle is not None
+        shown, idle = layer(budget, "0"), layer(budget.idle, "0")
+        # Null input alone has one magnitude, and would look like spikes.
+        assert (shown.synops_ac, shown.synops_mac) == (0, 4 * 20)
+        assert (idle.synops_ac, idle.synops_mac) == (0, 2 * 20)
+
     def test_idle_time_is_apart_and_phases_add_up(self) -> None:
         net = conv_net()
         model = dvs.wrap(net, dt=2.0)
