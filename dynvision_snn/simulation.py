@@ -248,7 +248,8 @@ def simulate(
 
     Raises:
         WrapError: if the model is not wrapped.
-        DataError: if the loader yields something else, or nothing.
+        DataError: if the loader yields something else, or nothing; if a label is no class of the
+            model, or the presentation's ignore_index is one.
         ReadoutError: if a membrane is NaN or infinite.
     """
     if not isinstance(model, TimedModel):
@@ -275,10 +276,11 @@ def simulate(
                 loaded = _loaded(batch, presentation, time_axis, n_samples)
                 n_samples += loaded.n_samples
                 prints.add(*loaded.by_sample())
-                loaded = loaded.to(device)
-                first = first or loaded.first()
-                decoded, run = _decoded(model, loaded, every)
-                gathered.add(loaded, decoded, run, meter if per_sample else None)
+                on_device = loaded.to(device)
+                first = first or on_device.first()
+                decoded, run = _decoded(model, on_device, every)
+                _check_answers(loaded, run.membrane.shape[-1])
+                gathered.add(on_device, decoded, run, meter if per_sample else None)
         if first is None:
             raise DataError("the loader gave no batch; expected (images, labels) at least once.")
         if isinstance(presentation, PresentationBatch) and n_samples < len(presentation):
@@ -320,6 +322,24 @@ def _loaded(
             f"{len(presentation)}; expected one for each."
         )
     return arrange(batch, presentation[own], time_axis)
+
+
+def _check_answers(loaded: LoadedBatch, n_classes: int) -> None:
+    """Refuses answers that no class can be: they would be counted as wrong, or not at all."""
+    answers, ignored = loaded.answers, loaded.presentation.ignore_index
+    if 0 <= ignored < n_classes:
+        raise DataError(
+            f"the presentation's ignore_index is {ignored}, which is one of the model's "
+            f"{n_classes} classes: its samples would not be counted. Expected a value that is no "
+            "class, such as -1."
+        )
+    odd = answers[(answers != ignored) & ((answers < 0) | (answers >= n_classes))]
+    if len(odd):
+        raise DataError(
+            f"the loader gave the label {int(odd[0])}; expected one of the model's {n_classes} "
+            f"classes, 0 to {n_classes - 1}, or the presentation's ignore_index, {ignored}, where "
+            "there is no answer."
+        )
 
 
 def _decoded(

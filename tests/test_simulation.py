@@ -411,3 +411,24 @@ def test_a_dataloader_serves_as_well_as_a_list():
     got = dvs.simulate(dvs.wrap(spiking(), dt=DT), loader, ONE)
     assert got.data == simulated("spiking").data
     assert got.accuracy == pytest.approx(simulated("spiking").accuracy)
+
+
+@pytest.mark.parametrize("label", [CLASSES, 300, -1, -7])
+def test_a_label_that_is_no_class_is_refused(label):
+    images, labels = dataset()
+    labels[5] = label
+    model = dvs.wrap(spiking(), dt=DT)
+    ignoring = dvs.Presentation("011", dt=DT, ignore_index=-100)
+    with pytest.raises(DataError, match=rf"label {label}; .* {CLASSES} classes.* -100"):
+        dvs.simulate(model, [(images, labels)], ignoring)
+    ignoring = dvs.Presentation("011", dt=DT, ignore_index=label)
+    counted = dvs.simulate(model, [(images, labels)], ignoring).counted_by_timestep
+    assert counted.tolist() == [len(labels) - 1] * 3
+
+
+@pytest.mark.parametrize("ignored", [0, CLASSES - 1])
+def test_an_ignore_index_that_is_a_class_is_refused(ignored):
+    model = dvs.wrap(spiking(), dt=DT)
+    presentation = dvs.Presentation("011", dt=DT, ignore_index=ignored)
+    with pytest.raises(DataError, match=rf"ignore_index is {ignored}, .* {CLASSES} classes"):
+        dvs.simulate(model, [dataset()], presentation)
