@@ -168,10 +168,10 @@ class EnergyLoss(ListeningLoss):
                 f"({type(observation.module).__name__}), whose output over time could not be read. "
                 "Monitor another module (monitor=)."
             )
+        self._check_recomputed(observation)
         # Recomputed under checkpointing, too: autograd must see the same operations again.
         energy = activity(observation.output, self.p, observation.active)
         if observation.recomputed:
-            self._refuse_recomputed(observation)
             return
         self._check_same_accumulation(observation.name, energy.shape[0])
         name = observation.name

@@ -127,8 +127,13 @@ class ListeningLoss(BaseLoss, Listener):
         self._taken_with_grad = self._with_grad
         self.reset()
 
-    def _refuse_recomputed(self, observation: Observation) -> None:
-        """Refuses what activation checkpointing recomputes, where it is not what it was."""
+    def _check_recomputed(self, observation: Observation) -> None:
+        """Refuses what activation checkpointing recomputes where that is not what it was.
+
+        Called before anything is computed: a recomputation ends with the last tensor it needs.
+        """
+        if not observation.recomputed:
+            return
         if self._taken_with_grad is False:
             raise LossError(
                 f"layer {observation.name!r} runs under reentrant activation checkpointing: its "

@@ -185,6 +185,7 @@ class SynopsLoss(ListeningLoss):
 
     def observe(self, observation: Observation) -> None:
         """Adds the cost of one observation."""
+        self._check_recomputed(observation)
         layer, output = observation.layer, observation.output
         if layer is None:
             self._add_synapses(observation, "", observation.module, observation.inputs)
@@ -235,7 +236,6 @@ class SynopsLoss(ListeningLoss):
 
     def _add(self, observation: Observation, suffix: str, cost: _Cost) -> None:
         if observation.recomputed:
-            self._refuse_recomputed(observation)
             return
         self._check_same_accumulation(observation.name, len(cost.events))
         name = f"{observation.name}{suffix}"

@@ -91,9 +91,9 @@ class FiringRate(ListeningLoss):
         output, name = observation.output, observation.name
         if output is None:
             raise LossError(f"the spikes of layer {name!r} could not be read over time.")
+        self._check_recomputed(observation)
         spikes = spike_count(observation.without_padding(output))
         if observation.recomputed:
-            self._refuse_recomputed(observation)
             return
         self._check_same_accumulation(name, spikes.shape[0])
         known = self._spikes.get(name)

@@ -715,7 +715,7 @@ def test_a_loop_inside_with_an_energy_loss_trains():
     assert values[-1] < 0.8 * values[0]
 
 
-# -- layers called twice, samples of different lengths, pieces --------------------------------------
+# -- layers called twice, samples of different lengths, pieces -----------------------------------
 
 
 class CallsTwice(nn.Module):
@@ -749,7 +749,7 @@ def test_a_layer_called_twice_per_timestep_means_the_same_padded_and_in_pieces(p
         torch.testing.assert_close(torch.stack(parts).sum(0), whole)
 
 
-class Checkpointed(CallsTwice):
+class CallsACheckpoint(CallsTwice):
     def forward(self, x: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
         hidden = checkpoint(self.a, x, use_reentrant=False)
         spikes, mem = self.lif(hidden, mem)
@@ -758,7 +758,7 @@ class Checkpointed(CallsTwice):
 
 @pytest.mark.parametrize("lengths", [("0111", "01"), ("0111", "0111")])
 def test_checkpointing_of_samples_of_different_lengths_is_refused(lengths):
-    model = wrap(Checkpointed(), dt=1.0)
+    model = wrap(CallsACheckpoint(), dt=1.0)
     batch = PresentationBatch([Presentation(pattern, dt=1.0) for pattern in lengths])
     with EnergyLoss(monitor=["a"]) as energy:
         energy.register_hooks(model)
