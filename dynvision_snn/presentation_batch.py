@@ -49,19 +49,21 @@ class PresentationBatch(Sequence[Presentation]):
     """One presentation for each sample of a batch.
 
     It goes wherever a `Presentation` goes, and has the same names; masks, phases and targets are
-    ``[T, B]``. A slice of it is a batch of some of the samples, of the same T.
+    ``[T, B]``. A slice of it is a batch of some of the samples, of the same T and stimuli.
 
     Args:
         presentations: one per sample, of one dt, idle time, null value and ignore_index.
         n_timesteps: T; by default that of the longest.
+        n_stimuli: K; by default the largest entry of any pattern.
 
     Attributes:
         presentations: as a tuple.
         n_timesteps: T, padding included, without idle time.
+        n_stimuli: K, how many stimuli the images must give.
 
     Raises:
         PresentationError: if there is none, one is something else, they differ in what they must
-            share, or T is shorter than the longest.
+            share, T is shorter than the longest, or K smaller than an entry of a pattern.
         TimingError: if they differ in dt.
 
     >>> batch = PresentationBatch([Presentation("011", dt=2.0), Presentation("1", dt=2.0)])
@@ -73,9 +75,13 @@ class PresentationBatch(Sequence[Presentation]):
 
     presentations: tuple[Presentation, ...]
     n_timesteps: int
+    n_stimuli: int
 
     def __init__(
-        self, presentations: Iterable[Presentation], n_timesteps: int | None = None
+        self,
+        presentations: Iterable[Presentation],
+        n_timesteps: int | None = None,
+        n_stimuli: int | None = None,
     ) -> None:
         given = tuple(presentations)
         if not given:
@@ -106,8 +112,16 @@ class PresentationBatch(Sequence[Presentation]):
                 f"n_timesteps is {length}, but the longest presentation has {longest}; expected "
                 "at least as many."
             )
+        shown = max(one.n_stimuli for one in given)
+        stimuli = shown if n_stimuli is None else parse_integer(n_stimuli, "n_stimuli")
+        if stimuli < shown:
+            raise PresentationError(
+                f"n_stimuli is {stimuli}, but a presentation shows stimulus {shown}; expected at "
+                "least as many."
+            )
         object.__setattr__(self, "presentations", given)
         object.__setattr__(self, "n_timesteps", length)
+        object.__setattr__(self, "n_stimuli", stimuli)
 
     @classmethod
     def random(
@@ -190,19 +204,20 @@ class PresentationBatch(Sequence[Presentation]):
         Raises:
             PresentationError: if keys are unknown or missing, or a value is not legal.
         """
-        if settings.keys() != {"presentations", "n_timesteps"}:
+        if settings.keys() != {"presentations", "n_timesteps", "n_stimuli"}:
             raise PresentationError(
-                "A batch of presentations has the settings 'presentations' and 'n_timesteps'; "
-                f"received {sorted(settings)}."
+                "A batch of presentations has the settings 'presentations', 'n_timesteps' and "
+                f"'n_stimuli'; received {sorted(settings)}."
             )
         ones = [Presentation.from_dict(one) for one in settings["presentations"]]
-        return cls(ones, settings["n_timesteps"])
+        return cls(ones, settings["n_timesteps"], settings["n_stimuli"])
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments that build this batch again, of JSON's types alone."""
         return {
             "presentations": [one.to_dict() for one in self.presentations],
             "n_timesteps": self.n_timesteps,
+            "n_stimuli": self.n_stimuli,
         }
 
     # -- samples ----------------------------------------------------------------------------------
@@ -216,7 +231,8 @@ class PresentationBatch(Sequence[Presentation]):
     def __getitem__(self, samples: slice) -> PresentationBatch: ...
     def __getitem__(self, samples: int | slice) -> Presentation | PresentationBatch:
         if isinstance(samples, slice):
-            return PresentationBatch(self.presentations[samples], self.n_timesteps)
+            some = self.presentations[samples]
+            return PresentationBatch(some, self.n_timesteps, self.n_stimuli)
         return self.presentations[samples]
 
     def at_dt(self, dt: float) -> PresentationBatch:
@@ -226,7 +242,8 @@ class PresentationBatch(Sequence[Presentation]):
         """
         ones = [one.at_dt(dt) for one in self.presentations]
         length = nearest_steps(self.duration, dt, "duration")
-        return PresentationBatch(ones, max(length, *(one.n_timesteps for one in ones)))
+        longest = max(length, *(one.n_timesteps for one in ones))
+        return PresentationBatch(ones, longest, self.n_stimuli)
 
     # -- the schedule -----------------------------------------------------------------------------
 
@@ -259,11 +276,6 @@ class PresentationBatch(Sequence[Presentation]):
     def ignore_index(self) -> int:
         """The target of timesteps that are not supervised."""
         return self.presentations[0].ignore_index
-
-    @property
-    def n_stimuli(self) -> int:
-        """How many stimuli the images must give: the largest entry of any pattern."""
-        return max(one.n_stimuli for one in self.presentations)
 
     @property
     def lengths(self) -> Tensor:

@@ -45,6 +45,30 @@ def wrapped(name):
     return dvs.wrap(style.fresh(), dt=DT).eval()
 
 
+@pytest.mark.parametrize("order", [("011", "0112"), ("0112", "011")])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_slice_takes_as_many_stimuli_as_its_batch(order, size):
+    batch = quietly(dvs.PresentationBatch, [P(pattern, dt=DT) for pattern in order])
+    images, labels = torch.rand(2, 2, FEATURES), torch.zeros(2, 2, dtype=torch.long)
+    loader = [
+        (images[:, start : start + size], labels[:, start : start + size])
+        for start in range(0, 2, size)
+    ]
+    simulation = dvs.simulate(wrapped("sequential_init_hidden"), loader, batch)
+    assert simulation.correct.shape[-1] == batch.n_timesteps
+    for sample in range(2):
+        some = slice(sample, sample + 1)
+        alone = batch[some].present(images[:, some])
+        assert torch.equal(alone, batch.present(images)[:, some])
+        assert batch[some].at_dt(DT / 2).n_stimuli == 2
+        assert dvs.PresentationBatch.from_dict(batch[some].to_dict()) == batch[some]
+
+
+def test_fewer_stimuli_than_a_pattern_shows_are_refused():
+    with pytest.raises(PresentationError, match="shows stimulus 2"):
+        dvs.PresentationBatch([quietly(P, "012", dt=DT)], n_stimuli=1)
+
+
 # -- the schedule ---------------------------------------------------------------------------------
 
 patterns = st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple)
