@@ -155,8 +155,14 @@ class RunSamples:
             Sums, ``[onsets, B]`` each, and the timesteps they are of; NaN where there is no moment.
 
         Raises:
-            EnergyError: times of another shape, or beyond the run.
+            EnergyError: onsets that are no integers, times of another shape, or beyond the run.
         """
+        start = torch.as_tensor(onsets, device=times.device)
+        if start.is_floating_point():
+            raise EnergyError(
+                f"onsets are {start.tolist()}; expected timesteps, as integers: the ms of an "
+                "onset, divided by dt."
+            )
         expected = (len(onsets), self.batch_size)
         if tuple(times.shape) != expected:
             raise EnergyError(
@@ -164,7 +170,6 @@ class RunSamples:
                 "onset, of each sample of the last run."
             )
         missing = times.isnan()
-        start = torch.as_tensor(onsets, device=times.device)
         start = start.reshape(len(onsets), -1).expand(expected).masked_fill(missing, 0)
         stop = start + containing_steps(times.double().nan_to_num(0.0), dt) + 1
         outside = (start < 0) | (stop > self.lengths.to(stop.device))

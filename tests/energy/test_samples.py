@@ -147,6 +147,8 @@ class TestMisuse:
             with pytest.raises(EnergyError, match="after a run"):
                 meter.mark("settling", torch.zeros(1, N))
             model(inputs())
+            with pytest.raises(EnergyError, match=r"onsets are \[4.0\]; expected timesteps"):
+                meter.mark("settling", torch.zeros(1, N), onsets=[4.0])
             with pytest.raises(EnergyError, match=r"shape \[1, 2\]; expected \[1, 6\]"):
                 meter.mark("settling", torch.zeros(1, 2))
             with pytest.raises(EnergyError, match="outside of the run of 5 timesteps"):
