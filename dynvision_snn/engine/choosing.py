@@ -133,7 +133,8 @@ class Engine:
             traced = trace(net, calling, adapters, by_module, inputs)
             plan = make_plan(net, calling, traced, layers)
             if not plan.is_worth_it:
-                raise Refusal("; ".join(dict.fromkeys(p.reason for p in plan.parts if p.reason)))
+                reasons = dict.fromkeys(part.reason for part in plan.parts if part.reason)
+                raise Refusal("; ".join(reasons) or "it has no neuron that can be scanned")
             self._plan = plan
         if self._plan is None:
             raise Refusal(self._refusal)

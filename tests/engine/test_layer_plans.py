@@ -461,3 +461,9 @@ def _check_at_threshold(theirs: Hears, mine: Hears, layer: str, t: int) -> None:
         else watched.module.p.v_th
     )
     assert (membrane - threshold).abs().max() < 1e-5
+
+
+def test_a_model_with_no_neuron_to_scan_is_refused_for_that() -> None:
+    net = nn.Sequential(nn.Linear(FEATURES, CLASSES), nn.ReLU(), nn.Linear(CLASSES, CLASSES))
+    with pytest.raises(WrapError, match="it has no neuron that can be scanned"):
+        wrap(net, dt=DT, engine="layer")(torch.rand(5, BATCH, FEATURES))
