@@ -28,6 +28,7 @@ from dynvision_snn.engine.timed import (
 )
 from dynvision_snn.engine.tracing import Refusal, Traced
 from dynvision_snn.engine.values import bind, kept, last, looked_up
+from dynvision_snn.finite import FiniteCheck
 from dynvision_snn.observation import Attachment, Observation, Run, Watched
 
 
@@ -260,7 +261,9 @@ def check_listeners(plan: LayerPlan, attachments: Sequence[Attachment]) -> None:
     for attachment in attachments:
         for item in attachment.watched:
             if item.module not in told and any(inside in told for inside in item.module.modules()):
-                raise Refusal(f"{item.name or 'the model'} is observed, and is traced through")
+                by = " by check_finite=True" if isinstance(attachment.listener, FiniteCheck) else ""
+                name = item.name or "the model"
+                raise Refusal(f"{name} is observed{by}, and is traced through")
 
 
 def _shows_membrane(layer: Layer) -> bool:

@@ -467,3 +467,9 @@ def test_a_model_with_no_neuron_to_scan_is_refused_for_that() -> None:
     net = nn.Sequential(nn.Linear(FEATURES, CLASSES), nn.ReLU(), nn.Linear(CLASSES, CLASSES))
     with pytest.raises(WrapError, match="it has no neuron that can be scanned"):
         wrap(net, dt=DT, engine="layer")(torch.rand(5, BATCH, FEATURES))
+
+
+def test_a_check_of_every_module_is_named_where_it_stands_in_the_way() -> None:
+    net = nn.Sequential(nn.Linear(FEATURES, CLASSES), snn.Leaky(beta=0.9, init_hidden=True))
+    with pytest.raises(WrapError, match="is observed by check_finite=True"):
+        wrap(net, dt=DT, engine="layer", check_finite=True)(torch.rand(5, BATCH, FEATURES))
