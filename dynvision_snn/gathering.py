@@ -51,6 +51,7 @@ class Gathered:
         self.correct = self.counted = torch.zeros(shape, dtype=torch.int64)
         self.correct_last = self.counted_last = torch.zeros((), dtype=torch.int64)
         self._reached: dict[str, list[Reached]] = {name: [] for name in (SETTLING, *rules)}
+        self._asked: list[Tensor] = []
 
     def add(
         self, loaded: LoadedBatch, decoded: Tensor, run: Recording, meter: EnergyMeter | None
@@ -72,18 +73,21 @@ class Gathered:
         own = onset_table(presentation, loaded.n_samples)
         onsets[: len(own)] = own
         reached = {name: _nothing(self._n_onsets, decoded) for name in self._reached}
+        scored = torch.zeros(onsets.shape, dtype=torch.bool, device=device)
         for one, samples in _schedules(presentation, loaded.n_samples):
             # Each schedule by itself, without its padding.
             steps = slice(one.n_timesteps)
             seen, asked = decoded[steps, samples], answers[steps, samples]
             self._add_last(seen, asked, one)
+            rows, due = slice(len(one.onsets)), _answers_from_onsets(asked, one)
+            scored[rows, samples] = due != one.ignore_index
             for name, (times, right) in reached.items():
                 if name == SETTLING:
-                    found = _settled(seen, asked, one)
+                    found = _settled(seen, due, one)
                 else:
-                    found = _decided(self._rules[name], run, samples, asked, one)
-                rows = slice(len(one.onsets))
+                    found = _decided(self._rules[name], run, samples, due, one)
                 times[rows, samples], right[rows, samples] = found
+        self._asked.append(scored.cpu())
         for name, (times, right) in reached.items():
             if meter is not None and self._n_onsets:
                 meter.mark(name, times, onsets)
@@ -106,9 +110,10 @@ class Gathered:
         """Every moment with its cost; none where nothing is ever shown."""
         if not self._n_onsets:
             return {}
+        asked = torch.cat(self._asked, dim=1)
         described = {SETTLING: "", **{name: repr(rule) for name, rule in self._rules.items()}}
         return {
-            name: Moment.of(energy, name, *self.moment(name), described[name])
+            name: Moment.of(energy, name, *self.moment(name), asked, described[name])
             for name in self._reached
         }
 
@@ -142,23 +147,34 @@ def _nothing(rows: int, decoded: Tensor) -> Reached:
     return times, torch.zeros_like(times, dtype=torch.bool)
 
 
+def _answers_from_onsets(answers: Tensor, one: Presentation) -> Tensor:
+    """The right class from each onset to the next ``[onsets, B]``.
+
+    It is that of the last supervised timestep, since labels may ignore the reaction time; of the
+    onset itself where nothing is supervised.
+    """
+    spans = supervised_spans(one.onsets, one.supervised_mask)
+    steps = [span[-1] if span else onset for onset, span in zip(one.onsets, spans, strict=True)]
+    return answers[steps]
+
+
 def _decided(
-    rule: DecisionRule, run: Recording, samples: Tensor, answers: Tensor, one: Presentation
+    rule: DecisionRule, run: Recording, samples: Tensor, due: Tensor, one: Presentation
 ) -> Reached:
     """From each onset of each sample: when it decided, and whether for the right class."""
     steps = slice(one.n_timesteps)
     spikes = None if run.spikes is None else run.spikes[steps, samples]
     decisions = decide(rule, run.membrane[steps, samples], spikes, one.onsets, one.dt)
-    right = decisions.classes == answers[list(one.onsets)]
+    right = decisions.classes == due
     return decisions.times, right & ~decisions.times.isnan()
 
 
-def _settled(decoded: Tensor, answers: Tensor, one: Presentation) -> Reached:
+def _settled(decoded: Tensor, due: Tensor, one: Presentation) -> Reached:
     """From each onset of each sample: when it settled, and whether on the right class."""
     onsets, supervised = one.onsets, one.supervised_mask
     times = settling_time(decoded, onsets, supervised, one.dt)
     right = torch.zeros_like(times, dtype=torch.bool)
     for row, span in enumerate(supervised_spans(onsets, supervised)):
         if span:
-            right[row] = decoded[span[-1]] == answers[span[-1]]
+            right[row] = decoded[span[-1]] == due[row]
     return times, right & ~times.isnan()

@@ -102,12 +102,18 @@ def samples_in(batch: Any, time_axis: int | None = None) -> int:
     """How many samples a batch holds, as a loader yields it; see `arrange`.
 
     Raises:
-        DataError: for something else than a pair of tensors.
+        DataError: for something else than a pair of tensors, or a batch without a sample.
     """
     _, labels = _pair(batch)
     if labels.ndim == 0:
         raise DataError("the loader gave a single label; expected one for each sample of a batch.")
-    return labels.shape[0 if time_axis == 1 else -1]
+    n_samples = labels.shape[0 if time_axis == 1 else -1]
+    if not n_samples:
+        raise DataError(
+            f"the loader gave a batch without samples, labels of shape {list(labels.shape)}; "
+            "expected one sample at least."
+        )
+    return n_samples
 
 
 def arrange(batch: Any, presentation: AnyPresentation, time_axis: int | None = None) -> LoadedBatch:
@@ -122,7 +128,8 @@ def arrange(batch: Any, presentation: AnyPresentation, time_axis: int | None = N
             supervised.
 
     Raises:
-        DataError: for something else than a pair of tensors, or labels that do not fit.
+        DataError: for something else than a pair of tensors, a batch without a sample, or labels
+            that do not fit.
         PresentationError: for inputs or labels that do not fit the presentation.
 
     >>> from dynvision_snn.presentation import Presentation
@@ -132,6 +139,7 @@ def arrange(batch: Any, presentation: AnyPresentation, time_axis: int | None = N
     (torch.Size([3, 2, 5]), [[-1, -1], [7, 8], [7, 9]])
     """
     inputs, labels = _pair(batch)
+    samples_in(batch, time_axis)
     if time_axis is None:
         stimuli = split_labels(labels, presentation.n_stimuli)
         _check_samples(inputs, 1 if presentation.n_stimuli > 1 else 0, len(stimuli[0]))

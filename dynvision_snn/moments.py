@@ -30,6 +30,8 @@ class Moment:
         times: ms from each onset, float64 ``[onsets, N]``; NaN where it was never reached.
         right: whether the class at that moment is the answer, bool ``[onsets, N]``; False where
             it was never reached.
+        asked: whether there is an answer to give, bool ``[onsets, N]``; False where the sample has
+            no such onset, or its label there is ignored.
         operations: counts from the onset through the moment's timestep by quantity, float64
             ``[onsets, N]``; NaN where it was never reached.
         timesteps: of how many timesteps these are.
@@ -38,6 +40,7 @@ class Moment:
 
     times: Tensor
     right: Tensor
+    asked: Tensor
     operations: Mapping[str, Tensor]
     timesteps: Tensor
     rule: str = ""
@@ -45,19 +48,32 @@ class Moment:
     def __post_init__(self) -> None:
         shapes = {
             tuple(tensor.shape)
-            for tensor in (self.times, self.right, self.timesteps, *self.operations.values())
+            for tensor in (
+                self.times,
+                self.right,
+                self.asked,
+                self.timesteps,
+                *self.operations.values(),
+            )
         }
         if len(shapes) > 1 or self.times.ndim != 2:
             raise DataError(f"A moment has shapes {sorted(shapes)}; expected one [onsets, N].")
 
     @classmethod
     def of(
-        cls, energy: SampleEnergy, name: str, times: Tensor, right: Tensor, rule: str = ""
+        cls,
+        energy: SampleEnergy,
+        name: str,
+        times: Tensor,
+        right: Tensor,
+        asked: Tensor,
+        rule: str = "",
     ) -> Moment:
         """From the counts that a meter kept under a name."""
         return cls(
             times,
             right,
+            asked,
             {quantity: energy.operations(quantity, name) for quantity in SAMPLE_QUANTITIES},
             energy.timesteps[name],
             rule,
@@ -65,8 +81,8 @@ class Moment:
 
     @property
     def reached(self) -> float:
-        """Share of onsets and samples that reached it; NaN if there is none."""
-        return float((~self.times.isnan()).double().mean())
+        """Share that reached it of all onsets and samples asked; NaN if there is none."""
+        return float((~self.times.isnan())[self.asked].double().mean())
 
     @property
     def time(self) -> float:
@@ -75,8 +91,8 @@ class Moment:
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers over all, those that never reached it counting as wrong."""
-        return float(self.right.double().mean())
+        """Share of right answers over all asked; those that never reached it count as wrong."""
+        return float(self.right[self.asked].double().mean())
 
     def joules(self, profile: ProfileLike) -> float:
         """Mean J from the onset through the moment, over those that reached it; NaN if none did.
@@ -91,6 +107,7 @@ class Moment:
         return {
             "times": _plain(self.times),
             "right": self.right.tolist(),
+            "asked": self.asked.tolist(),
             "operations": {name: _plain(counts) for name, counts in self.operations.items()},
             "timesteps": _plain(self.timesteps),
             "rule": self.rule,
@@ -108,6 +125,7 @@ class Moment:
         return cls(
             _tensor(values["times"]),
             torch.tensor(values["right"], dtype=torch.bool),
+            torch.tensor(values["asked"], dtype=torch.bool),
             {name: _tensor(counts) for name, counts in values["operations"].items()},
             _tensor(values["timesteps"]),
             values["rule"],
@@ -120,4 +138,5 @@ def _plain(values: Tensor) -> list[list[float | None]]:
 
 def _tensor(rows: list[list[float | None]]) -> Tensor:
     filled = [[math.nan if value is None else value for value in row] for row in rows]
-    return torch.tensor(filled, dtype=torch.float64).reshape(len(rows), -1)
+    shape = (len(rows), len(rows[0]) if rows else 0)
+    return torch.tensor(filled, dtype=torch.float64).reshape(shape)

@@ -187,14 +187,16 @@ class Simulation:
                 f"{', '.join(map(str, odd))}."
             )
         times = [[torch.nan if t is None else t for t in row] for row in values["settling_times"]]
+        data = DataFingerprint.from_dict(values["data"])
+        shape = (len(times), len(times[0]) if times else data.n_samples)
         return cls(
             presentation=any_from_dict(values["presentation"]),
             correct=torch.tensor(values["correct"]),
             counted=torch.tensor(values["counted"]),
-            settling_times=torch.tensor(times, dtype=torch.float64).reshape(len(times), -1),
+            settling_times=torch.tensor(times, dtype=torch.float64).reshape(shape),
             moments={name: Moment.from_dict(m) for name, m in values["moments"].items()},
             budget=EnergyBudget.from_dict(values["budget"]),
-            data=DataFingerprint.from_dict(values["data"]),
+            data=data,
             trace=Trace.from_dict(values["trace"]),
             **{key: values[key] for key in _PLAIN},
         )

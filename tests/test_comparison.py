@@ -241,6 +241,11 @@ def test_models_on_different_samples_are_refused():
         dvs.compare(models, once(), P)
 
 
+def test_a_name_without_a_model_is_refused():
+    with pytest.raises(ComparisonError, match="at least one run"):
+        dvs.compare({"a": wrapped(analog()), "b": []}, loader(), P)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -345,7 +350,7 @@ def test_rebuilding_elsewhere_takes_no_folder_that_is_in_use(saved, tmp_path):
         (lambda text: "", "cut off"),
         (lambda text: "[1, 2]", "no schema"),
         (lambda text: '{"a": 1}', "no schema"),
-        (lambda text: text.replace('"schema": 2', '"schema": 99', 1), "schema 99"),
+        (lambda text: text.replace('"schema": 3', '"schema": 99', 1), "schema 99"),
         (lambda text: text.replace('"n_parameters": 103', '"n_parameters": 3'), "was changed"),
     ],
 )

@@ -402,8 +402,10 @@ def test_a_fingerprint_tells_samples_and_labels_apart_and_not_their_order():
 
 
 def test_a_moment_whose_shapes_disagree_is_refused():
-    with pytest.raises(DataError, match="onsets, N"):
-        Moment(torch.zeros(1, 3), torch.zeros(1, 2, dtype=torch.bool), {}, torch.zeros(1, 3))
+    times, flags = torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool)
+    for right, asked in ((flags[:, :2], flags), (flags, flags[:, :2])):
+        with pytest.raises(DataError, match="onsets, N"):
+            Moment(times, right, asked, {}, times)
 
 
 def test_a_dataloader_serves_as_well_as_a_list():
@@ -432,3 +434,30 @@ def test_an_ignore_index_that_is_a_class_is_refused(ignored):
     presentation = dvs.Presentation("011", dt=DT, ignore_index=ignored)
     with pytest.raises(DataError, match=rf"ignore_index is {ignored}, .* {CLASSES} classes"):
         dvs.simulate(model, [dataset()], presentation)
+
+
+def test_samples_and_onsets_without_an_answer_are_no_wrong_answers_of_a_moment():
+    images, labels = dataset()
+    model, rules = dvs.wrap(spiking(), dt=DT), {"margin": MembraneMargin(0.05)}
+    kept = labels.masked_fill(torch.arange(len(labels)) >= 8, -1)
+    some = dvs.simulate(model, [(images, kept)], ONE, rules=rules)
+    alone = dvs.simulate(model, [(images[:8], labels[:8])], ONE, rules=rules)
+    short = dvs.Presentation("011", dt=DT)
+    mixed = dvs.PresentationBatch([dvs.Presentation("0110110", dt=DT), short])
+    pair = images[:2], labels[:2]
+    onsets = dvs.simulate(model, [pair], mixed, rules=rules)
+    for name in (SETTLING, "margin"):
+        assert some.moments[name].accuracy == alone.moments[name].accuracy
+        assert some.moments[name].reached == alone.moments[name].reached
+        moment = onsets.moments[name]
+        assert moment.asked.tolist() == [[True, True], [True, False]]
+        assert moment.accuracy == pytest.approx(int(moment.right.sum()) / 3)
+        assert moment.reached == pytest.approx(int((~moment.times.isnan()).sum()) / 3)
+        assert Moment.from_dict(moment.to_dict()).accuracy == moment.accuracy
+
+
+@pytest.mark.filterwarnings("ignore::dynvision_snn.errors.PresentationWarning")
+def test_a_simulation_that_shows_nothing_is_read_back():
+    got = simulated(presentation=dvs.Presentation("000", dt=DT))
+    assert got.settling_times.shape == (0, 23)
+    assert dvs.Simulation.from_dict(json.loads(json.dumps(got.to_dict()))) == got

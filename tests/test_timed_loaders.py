@@ -294,3 +294,29 @@ def test_rules_need_whole_runs():
     rules = {"margin": MembraneMargin(0.1)}
     with pytest.raises(DataError, match="every="):
         dvs.simulate(wrapped(), batches(*data()), P, every=4.0, rules=rules)
+
+
+def test_labels_that_ignore_the_reaction_time_are_decided_like_others():
+    images, labels = data()
+    over_time = labels.expand(P.n_timesteps, -1)
+    ignoring = over_time.masked_fill(~P.supervised_mask[:, None], -1)
+    rules = {"any": MembraneMargin(1e-6)}
+    every, some = (
+        dvs.simulate(wrapped(), [(P.present(images), each)], P, time_axis=0, rules=rules)
+        for each in (over_time, ignoring)
+    )
+    assert bool(every.moments["any"].right.any())
+    assert torch.equal(some.moments["any"].right, every.moments["any"].right)
+    assert some.moments["any"].accuracy == every.moments["any"].accuracy
+
+
+@pytest.mark.parametrize("time_axis", [None, 0, 1])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_batch_without_samples_is_refused(time_axis, batched):
+    images = torch.rand(0, FEATURES) if time_axis is None else torch.rand(P.n_timesteps, 0, 2)
+    if time_axis == 1:
+        images = images.transpose(0, 1)
+    presentation = dvs.PresentationBatch([P]) if batched else P
+    empty = images, torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(DataError, match="without samples"):
+        dvs.simulate(wrapped(), [empty], presentation, time_axis=time_axis)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dynvision_snn.report.figure import Figure
     from dynvision_snn.report.values import DataFrame
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of `Comparison.to_dict`'s layout."""
 
 DEFAULT_PROFILES = ("45nm-fp32",)
@@ -278,6 +278,7 @@ def compare(
     runs: dict[str, list[Simulation]] = {}
     first: Simulation | None = None
     for title, given in models.items():
+        runs[title] = []
         for model in [given] if isinstance(given, TimedModel) else given:
             run = simulate(
                 model,
@@ -295,7 +296,7 @@ def compare(
                     f"{first.data}. Give a loader that yields the same samples each time it is "
                     "gone through (a DataLoader or a list, not a generator)."
                 )
-            runs.setdefault(title, []).append(run)
+            runs[title].append(run)
     return Comparison(runs, profiles, baseline=baseline, name=name)
 
 
