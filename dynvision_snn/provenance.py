@@ -7,6 +7,7 @@ them and every comparison says what differs.
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.errors import DataError
+from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch
 
 __all__ = ["DataFingerprint", "Fingerprinting", "environment"]
 
@@ -32,7 +34,8 @@ class DataFingerprint:
         n_samples: how many.
         features: shape of one sample.
         dtype: type of its values.
-        digest: of all samples with their labels, as hexadecimal.
+        digest: of all samples with their labels, and with their presentations where each has its
+            own, as hexadecimal.
     """
 
     n_samples: int
@@ -72,12 +75,16 @@ class Fingerprinting:
         self._sum = self._count = 0
         self._kind: tuple[tuple[int, ...], str] | None = None
 
-    def add(self, samples: Tensor, labels: Tensor) -> None:
+    def add(
+        self, samples: Tensor, labels: Tensor, presentation: AnyPresentation | None = None
+    ) -> None:
         """One batch.
 
         Args:
             samples: the batch on its first axis.
             labels: likewise.
+            presentation: of the batch. Where samples have their own, a digest is of both, so that
+                another pairing of them is told apart.
 
         Raises:
             DataError: if their lengths differ, or samples have another shape or type than before.
@@ -91,8 +98,9 @@ class Fingerprinting:
                 "the same of all."
             )
         self._kind = kind
-        for sample, label in zip(_bytes(samples), _bytes(labels), strict=True):
-            digest = hashlib.sha256(sample + b"|" + label).digest()
+        own = _described(presentation, len(samples))
+        for sample, label, shown in zip(_bytes(samples), _bytes(labels), own, strict=True):
+            digest = hashlib.sha256(sample + b"|" + label + shown).digest()
             self._sum = (self._sum + int.from_bytes(digest)) % _MODULUS
         self._count += len(samples)
 
@@ -124,6 +132,13 @@ def environment(device: torch.device) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _described(presentation: AnyPresentation | None, n_samples: int) -> list[bytes]:
+    """What each sample's own presentation is; nothing where all have the same one."""
+    if not isinstance(presentation, PresentationBatch):
+        return [b""] * n_samples
+    return [b"|" + json.dumps(one.to_dict(), sort_keys=True).encode() for one in presentation]
 
 
 def _bytes(tensor: Tensor) -> list[bytes]:

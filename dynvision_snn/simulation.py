@@ -277,7 +277,7 @@ def simulate(
             for batch in track(loader, title, shown=progress):
                 loaded = _loaded(batch, presentation, time_axis, n_samples)
                 n_samples += loaded.n_samples
-                prints.add(*loaded.by_sample())
+                prints.add(*loaded.by_sample(), loaded.presentation)
                 on_device = loaded.to(device)
                 first = first or on_device.first()
                 decoded, run = _decoded(model, on_device, every)

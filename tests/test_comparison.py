@@ -13,6 +13,7 @@ import pytest
 import snntorch as snn
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import dynvision_snn as dvs
 from dynvision_snn.comparison import join, load, load_all, rebuild
@@ -239,6 +240,20 @@ def test_models_on_different_samples_are_refused():
         dvs.compare(models, Changing(), P)
     with pytest.raises(ValueError, match="no batch"):
         dvs.compare(models, once(), P)
+
+
+def test_shuffled_samples_with_presentations_of_their_own_are_refused():
+    (images, labels), *_ = loader()
+    each = dvs.PresentationBatch([dvs.Presentation("01" + "1" * (i % 5), DT) for i in range(20)])
+    models = {"a": wrapped(analog()), "b": wrapped(analog())}
+    samples = TensorDataset(images, labels)
+    shuffled = DataLoader(
+        samples, batch_size=7, shuffle=True, generator=torch.Generator().manual_seed(0)
+    )
+    with pytest.raises(ComparisonError, match="no shuffling"):
+        dvs.compare(models, shuffled, each, progress=False)
+    dvs.compare(models, DataLoader(samples, batch_size=7), each, progress=False)
+    dvs.compare(models, shuffled, P, progress=False)
 
 
 def test_a_name_without_a_model_is_refused():

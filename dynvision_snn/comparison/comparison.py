@@ -263,7 +263,8 @@ def compare(
         models: wrapped models by name; several of one name (seeds, checkpoints) are told as mean
             and standard deviation.
         loader: batches of images and labels; gone through once per model, so it must give the same
-            samples each time (a DataLoader, a list).
+            samples each time (a DataLoader, a list); in the same order, where each sample has its
+            own presentation.
         presentation: the schedule, shared by all models; or one for each sample.
         time_axis: as in `simulate`, for a loader whose inputs have time themselves.
         profiles: hardware profiles that energies are shown for.
@@ -294,7 +295,8 @@ def compare(
                 raise ComparisonError(
                     f"{title!r} saw other samples than the model before it: {run.data}; and "
                     f"{first.data}. Give a loader that yields the same samples each time it is "
-                    "gone through (a DataLoader or a list, not a generator)."
+                    "gone through (a DataLoader or a list, not a generator); where each sample has "
+                    "its own presentation in the same order, too (no shuffling)."
                 )
             runs[title].append(run)
     return Comparison(runs, profiles, baseline=baseline, name=name)
