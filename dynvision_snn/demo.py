@@ -2,13 +2,12 @@
 
 A snnTorch, a Norse and a non-spiking GRU network of one size see scikit-learn's 8 x 8 digits
 through one presentation (null input, a digit, null input), learn by one criterion, and are then
-compared by accuracy, time and energy. The three builders are what a user of the package writes:
-plain models of their libraries, which know nothing of it.
+compared by accuracy, time and energy. The nets are what a user of the package writes: plain models
+of their libraries (`dynvision_snn.adapters.demo_nets`), which know nothing of it.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,21 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from dynvision_snn.adapters.demo_nets import HIDDEN_UNITS, norse_model, snntorch_model
 from dynvision_snn.comparison import DEFAULT_PROFILES, Comparison, compare
 from dynvision_snn.data import load_digits
-from dynvision_snn.errors import ConfigError, MissingExtraError
+from dynvision_snn.errors import ConfigError
 from dynvision_snn.losses import build_criterion
 from dynvision_snn.model import TimedModel, wrap
 from dynvision_snn.presentation import Presentation
-from dynvision_snn.timing import decay_exact, ms_to_seconds, nearest_steps
+from dynvision_snn.timing import nearest_steps
 from dynvision_snn.training import Epoch, fit
-
-HIDDEN_UNITS = 128
-MEMBRANE_TIME_CONSTANT = 20.0
-"""Of both libraries' neurons, in ms."""
-
-SYNAPSE_TIME_CONSTANT = 10.0
-"""Of the Norse model's currents, in ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,44 +69,6 @@ class DemoSettings:
             reaction_time=self.reaction_time,
             n_timesteps=nearest_steps(self.duration, self.dt, "duration"),
         )
-
-
-def snntorch_model(dt: float) -> nn.Module:
-    """Leaky integrate-and-fire neurons; the readout integrates and is never reset."""
-    try:
-        import snntorch as snn
-    except ImportError as error:
-        raise MissingExtraError("snntorch", "snntorch", "The snnTorch model") from error
-    beta = decay_exact(MEMBRANE_TIME_CONSTANT, dt)
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(64, HIDDEN_UNITS),
-        snn.Leaky(beta, init_hidden=True),
-        nn.Linear(HIDDEN_UNITS, 10),
-        snn.Leaky(beta, init_hidden=True, reset_mechanism="none", output=True),
-    )
-
-
-def norse_model(dt: float) -> nn.Module:
-    """Leaky integrate-and-fire neurons with synaptic currents; the readout is an integrator."""
-    try:
-        with warnings.catch_warnings():
-            # Norse scripts functions as it is imported; its user can do nothing about that.
-            warnings.filterwarnings("ignore", r"`torch\.jit\.script`", FutureWarning)
-            import norse.torch as norse
-    except ImportError as error:
-        raise MissingExtraError("norse", "norse", "The Norse model") from error
-    per_second = {
-        "tau_mem_inv": torch.tensor(1 / ms_to_seconds(MEMBRANE_TIME_CONSTANT)),
-        "tau_syn_inv": torch.tensor(1 / ms_to_seconds(SYNAPSE_TIME_CONSTANT)),
-    }
-    return norse.SequentialState(
-        nn.Flatten(),
-        nn.Linear(64, HIDDEN_UNITS),
-        norse.LIFCell(norse.LIFParameters(**per_second), dt=ms_to_seconds(dt)),
-        nn.Linear(HIDDEN_UNITS, 10),
-        norse.LICell(norse.LIParameters(**per_second), dt=ms_to_seconds(dt)),
-    )
 
 
 class GRUClassifier(nn.Module):
