@@ -14,6 +14,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 # What each example ends up printing or writing. One that is missing here fails.
 PROMISES = {
     "compare_budgets.py": ["spiking, thrifty", "45nm-fp32"],
+    "convergence.py": ["dvs.retime, 0.5 ms", "wrote convergence.png"],
     "norse_model.py": ["spikes of layer 1", "1.recurrent"],
     "snntorch_model.py": ["accuracy", "lif2", "45nm-fp32, estimate"],
 }

@@ -102,6 +102,8 @@ class ListeningLoss(BaseLoss, Listener):
         with_grad = torch.is_grad_enabled()
         if self._with_grad is None:
             self._with_grad, self._batch_size = with_grad, batch_size
+            # What backward recomputes from now on is of this accumulation, not of the last.
+            self._taken_with_grad = None
             return
         changed = []
         causes = ""

@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import math
+import subprocess
 
 import pytest
 import torch
@@ -37,8 +38,36 @@ def test_a_run_is_saved_with_all_that_it_came_from(trained):
     assert run["seed"] == config.seed
     assert run["packages"] == versions()
     assert {"torch", "lightning", "dynvision-snn", "snntorch"} <= run["packages"].keys()
-    assert len(run["git"]["commit"]) == 40
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    # An unpacked archive of the project is no repository.
+    expected = None if asked.returncode else asked.stdout.strip()
+    assert (run["git"] and run["git"]["commit"]) == expected
     assert json.loads((folder / "result.json").read_text())["accuracy"] == result.accuracy
+
+
+def test_the_state_of_git_is_its_commit_and_what_differs_from_it(tmp_path):
+    def git(*arguments):
+        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        done = subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "net.py").write_text("a = 1\n")
+    git("add", "net.py")
+    git("commit", "-q", "-m", "one")
+    commit = git("rev-parse", "HEAD")
+    assert len(commit) == 40
+    clean = git_state(tmp_path)
+    assert clean["commit"] == commit
+    (tmp_path / "net.py").write_text("a = 2\n")
+    changed = git_state(tmp_path)
+    assert changed["commit"] == commit
+    assert changed != clean
+    assert "net.py" in str(changed)
 
 
 def test_outside_of_git_there_is_no_state_of_it(tmp_path):
