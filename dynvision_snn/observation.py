@@ -9,6 +9,8 @@ call the modules finds the same hooks on them and delivers the same observations
 
 Hooks refer to their attachment weakly and are given back by `Attachment.close`, when the attachment
 is garbage-collected, and never travel with a deep copy or a pickle of the model.
+
+One mechanism read top to bottom, from a rhythm to an attachment; hence one long file.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ followed by padding up to the common length. During padding null input is shown,
 supervised, averaged or counted: losses, meters and scores of such a batch are those of its samples
 run one by one. What cannot be kept apart is a module that mixes samples: a batch normalisation in
 training mode takes its statistics from padding, too.
+
+One class with the names of `Presentation`; what they document makes the file long.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""TimedClassifier: a wrapped model, its presentation and its criterion as a LightningModule."""
+"""TimedClassifier: a wrapped model, its presentation and its criterion as a LightningModule.
+
+One class, whose hooks Lightning calls; what they document makes the file long.
+"""
 
 from __future__ import annotations
 
