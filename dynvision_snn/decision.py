@@ -1,7 +1,8 @@
 """When an answer is good enough to act on: causal rules, and the time they take.
 
 A rule looks at no later timestep than the one it decides at, unlike the settling time, which is
-known only in hindsight. From each onset on, the first timestep at which the rule is met decides;
+known only in hindsight. So it can be followed through a run that is taken piece by piece
+(`DecisionRule.following`). From each onset on, the first timestep at which the rule is met decides;
 what the readout does after that does not matter. A sample that meets it at no timestep before the
 next onset never decides: its time is NaN, and counts in `Decisions.never`, not in any mean.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.errors import ReadoutError
-from dynvision_snn.evidence import check_onsets, first_spike, spike_count
+from dynvision_snn.evidence import began_at, check_onsets, gathering_of
 from dynvision_snn.readout import UNDECIDED, decode
 from dynvision_snn.timing import check_dt
 
@@ -26,6 +27,7 @@ __all__ = [
     "DecisionRule",
     "Decisions",
     "FirstSpike",
+    "Following",
     "MembraneMargin",
     "SoftmaxConfidence",
     "SpikesAhead",
@@ -33,12 +35,26 @@ __all__ = [
 ]
 
 
+Following = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""A rule over one run, taken piece by piece, each once and in order. It is given membranes and
+spikes ``[t, B, classes]`` (None for a readout that does not spike) and the timesteps at which what
+is gathered begins anew, bool ``[t]`` or ``[t, B]``; and returns the class at every timestep at
+which the rule is met, int64 ``[t, B]``, `UNDECIDED` at others."""
+
+
 class DecisionRule(ABC):
-    """A causal rule: the class that is decided for at a timestep, if any."""
+    """A causal rule: the class that is decided for at a timestep, if any.
+
+    A rule of one's own says in `following` how it takes a run. One that looks at each timestep by
+    itself returns a plain function; one that gathers something, a function that remembers it.
+    """
 
     @abstractmethod
+    def following(self) -> Following:
+        """The rule over one run, from its beginning; see `Following`."""
+
     def decided(self, membrane: Tensor, spikes: Tensor | None, onsets: Sequence[int]) -> Tensor:
-        """The class at every timestep at which the rule is met, from no later timesteps.
+        """The class at every timestep of a whole run at which the rule is met.
 
         Args:
             membrane: ``[T, B, classes]``.
@@ -51,6 +67,8 @@ class DecisionRule(ABC):
         Raises:
             ReadoutError: if the rule needs spikes and there are none.
         """
+        began = began_at(onsets, len(membrane), membrane.device)
+        return self.following()(membrane, spikes, began)
 
 
 @dataclass(frozen=True)
@@ -70,9 +88,11 @@ class MembraneMargin(DecisionRule):
         if not (math.isfinite(self.margin) and self.margin > 0):
             raise ReadoutError(f"margin is {self.margin!r}; expected a finite number above 0.")
 
-    def decided(self, membrane: Tensor, spikes: Tensor | None, onsets: Sequence[int]) -> Tensor:
-        """The class at every timestep at which the margin is reached."""
-        return _where(_lead(membrane) >= self.margin, decode(membrane))
+    def following(self) -> Following:
+        """Decides at every timestep at which the margin is reached."""
+        return lambda membrane, spikes, began: _where(
+            _lead(membrane) >= self.margin, decode(membrane)
+        )
 
 
 @dataclass(frozen=True)
@@ -94,10 +114,11 @@ class SoftmaxConfidence(DecisionRule):
                 f"confidence is {self.confidence!r}; expected a probability above 0 and below 1."
             )
 
-    def decided(self, membrane: Tensor, spikes: Tensor | None, onsets: Sequence[int]) -> Tensor:
-        """The class at every timestep at which the confidence is reached."""
-        highest = membrane.softmax(dim=-1).amax(dim=-1)
-        return _where(highest >= self.confidence, decode(membrane))
+    def following(self) -> Following:
+        """Decides at every timestep at which the confidence is reached."""
+        return lambda membrane, spikes, began: _where(
+            membrane.softmax(dim=-1).amax(dim=-1) >= self.confidence, decode(membrane)
+        )
 
 
 @dataclass(frozen=True)
@@ -108,14 +129,19 @@ class FirstSpike(DecisionRule):
     often than the others of them.
     """
 
-    def decided(self, membrane: Tensor, spikes: Tensor | None, onsets: Sequence[int]) -> Tensor:
-        """The class at every timestep from the first spike on."""
-        needed = _needed(spikes, self)
-        since = first_spike(needed, onsets)
-        earliest = since.amax(dim=-1, keepdim=True)
-        among = (since == earliest) & (earliest > 0)
-        counts = spike_count(needed, onsets) * among
-        return _where(_lead(counts) >= 1, decode(counts))
+    def following(self) -> Following:
+        """Decides at every timestep from the first spike on."""
+        first, counted = gathering_of("first_spike"), gathering_of("spike_count")
+
+        def decided(membrane: Tensor, spikes: Tensor | None, began: Tensor) -> Tensor:
+            needed = _needed(spikes, self)
+            since = first(membrane, needed, began)
+            earliest = since.amax(dim=-1, keepdim=True)
+            among = (since == earliest) & (earliest > 0)
+            counts = counted(membrane, needed, began) * among
+            return _where(_lead(counts) >= 1, decode(counts))
+
+        return decided
 
 
 @dataclass(frozen=True)
@@ -135,10 +161,15 @@ class SpikesAhead(DecisionRule):
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
             raise ReadoutError(f"n is {self.n!r}; expected a whole number of at least 1.")
 
-    def decided(self, membrane: Tensor, spikes: Tensor | None, onsets: Sequence[int]) -> Tensor:
-        """The class at every timestep at which it is that far ahead."""
-        counts = spike_count(_needed(spikes, self), onsets)
-        return _where(_lead(counts) >= self.n, decode(counts))
+    def following(self) -> Following:
+        """Decides at every timestep at which a class is that far ahead."""
+        counted = gathering_of("spike_count")
+
+        def decided(membrane: Tensor, spikes: Tensor | None, began: Tensor) -> Tensor:
+            counts = counted(membrane, _needed(spikes, self), began)
+            return _where(_lead(counts) >= self.n, decode(counts))
+
+        return decided
 
 
 @dataclass(frozen=True, eq=False)

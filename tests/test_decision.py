@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +21,14 @@ from dynvision_snn.decision import (
     decide,
 )
 from dynvision_snn.errors import ReadoutError, TimingError
-from dynvision_snn.evidence import evidence, first_spike, running_mean, spike_count
+from dynvision_snn.evidence import (
+    Decoding,
+    evidence,
+    first_spike,
+    gathering_of,
+    running_mean,
+    spike_count,
+)
 from dynvision_snn.readout import UNDECIDED, decode
 
 STEPS, BATCH, CLASSES = 9, 4, 3
@@ -196,3 +205,52 @@ def test_values_that_cannot_be_are_refused() -> None:
             build()
     with pytest.raises(ReadoutError, match="classes"):
         spike_count(torch.zeros(3, 2))
+
+
+# -- piece by piece -------------------------------------------------------------------------------
+
+cuts = st.lists(st.integers(0, STEPS), max_size=4).map(lambda c: sorted([0, *c, STEPS]))
+
+
+def pieces_of(stream, membrane: Tensor, spikes: Tensor, began: Tensor, cuts: list[int]) -> Tensor:
+    return torch.cat(
+        [
+            stream(membrane[start:stop], spikes[start:stop], began[start:stop])
+            for start, stop in pairwise(cuts)
+            if stop > start
+        ]
+    )
+
+
+@pytest.mark.parametrize("decoding", get_args(Decoding))
+@given(seed=seeds, onsets=onset_lists, cuts=cuts)
+def test_evidence_of_pieces_is_that_of_the_run_bit_for_bit(decoding, seed, onsets, cuts):
+    membrane, spikes = run(seed)
+    membrane = membrane * 1e3  # so that the order of a sum shows in its last bits
+    began = torch.zeros(STEPS, dtype=torch.bool)
+    began[onsets] = True
+    got = pieces_of(gathering_of(decoding), membrane, spikes, began, cuts)
+    assert torch.equal(got, evidence(decoding, membrane, spikes, onsets))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(seed=seeds, own=st.lists(onset_lists, min_size=BATCH, max_size=BATCH), cuts=cuts)
+def test_a_rule_over_pieces_decides_as_over_each_sample_alone(rule, seed, own, cuts):
+    membrane, spikes = run(seed)
+    began = torch.zeros(STEPS, BATCH, dtype=torch.bool)
+    for sample, onsets in enumerate(own):
+        began[onsets, sample] = True
+    got = pieces_of(rule.following(), membrane, spikes, began, cuts)
+    for sample, onsets in enumerate(own):
+        one = slice(sample, sample + 1)
+        alone = rule.decided(membrane[:, one], spikes[:, one], onsets)
+        assert torch.equal(got[:, one], alone)
+
+
+def test_the_streams_of_two_runs_share_nothing() -> None:
+    spikes, never = torch.ones(2, 1, 2), torch.zeros(2, dtype=torch.bool)
+    rule = SpikesAhead(1)
+    spikes[:, :, 1] = 0
+    for _ in range(2):
+        assert rule.following()(spikes, spikes, never).tolist() == [[0], [0]]
+        assert gathering_of("spike_count")(spikes, spikes, never)[-1, 0, 0] == 2
