@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dynvision_snn.decision import DecisionRule, decide
 from dynvision_snn.energy import EnergyMeter, SampleEnergy
@@ -33,8 +34,9 @@ Reached = tuple[Tensor, Tensor]
 class Gathered:
     """Adds up batches.
 
+    Batches may differ in length and in their number of onsets; what is kept grows with them.
+
     Args:
-        presentation: of all samples.
         rules: decision rules by name.
 
     Attributes:
@@ -44,11 +46,10 @@ class Gathered:
             0-dim.
     """
 
-    def __init__(self, presentation: AnyPresentation, rules: Mapping[str, DecisionRule]) -> None:
+    def __init__(self, rules: Mapping[str, DecisionRule]) -> None:
         self._rules = rules
-        self._n_onsets = n_onsets(presentation)
-        shape = (len(SCORED_PHASES), presentation.n_timesteps)
-        self.correct = self.counted = torch.zeros(shape, dtype=torch.int64)
+        self._n_onsets = 0
+        self.correct = self.counted = torch.zeros((len(SCORED_PHASES), 0), dtype=torch.int64)
         self.correct_last = self.counted_last = torch.zeros((), dtype=torch.int64)
         self._reached: dict[str, list[Reached]] = {name: [] for name in (SETTLING, *rules)}
         self._asked: list[Tensor] = []
@@ -67,12 +68,12 @@ class Gathered:
         answers, presentation = loaded.answers, loaded.presentation
         scores = [_score_in(phase, decoded, answers, presentation) for phase in SCORED_PHASES]
         device = decoded.device
-        self.correct = self.correct.to(device) + torch.stack([s.correct for s in scores])
-        self.counted = self.counted.to(device) + torch.stack([s.counted for s in scores])
-        onsets = torch.full((self._n_onsets, loaded.n_samples), -1)
-        own = onset_table(presentation, loaded.n_samples)
-        onsets[: len(own)] = own
-        reached = {name: _nothing(self._n_onsets, decoded) for name in self._reached}
+        self.correct = _added(self.correct, torch.stack([s.correct for s in scores]))
+        self.counted = _added(self.counted, torch.stack([s.counted for s in scores]))
+        self._n_onsets = max(self._n_onsets, n_onsets(presentation))
+        # A batch without an onset has one that none of its samples reaches: it counts as well.
+        onsets = _rows(onset_table(presentation, loaded.n_samples), max(1, self._n_onsets), -1)
+        reached = {name: _nothing(len(onsets), decoded) for name in self._reached}
         scored = torch.zeros(onsets.shape, dtype=torch.bool, device=device)
         for one, samples in _schedules(presentation, loaded.n_samples):
             # Each schedule by itself, without its padding.
@@ -89,7 +90,7 @@ class Gathered:
                 times[rows, samples], right[rows, samples] = found
         self._asked.append(scored.cpu())
         for name, (times, right) in reached.items():
-            if meter is not None and self._n_onsets:
+            if meter is not None:
                 meter.mark(name, times, onsets)
             self._reached[name].append((times.cpu(), right.cpu()))
 
@@ -104,18 +105,38 @@ class Gathered:
     def moment(self, name: str) -> Reached:
         """Times and right answers of all samples, ``[onsets, N]``."""
         times, right = zip(*self._reached[name], strict=True)
-        return torch.cat(times, dim=1), torch.cat(right, dim=1)
+        return self._joined(times, torch.nan), self._joined(right, False)
 
     def moments(self, energy: SampleEnergy) -> dict[str, Moment]:
         """Every moment with its cost; none where nothing is ever shown."""
         if not self._n_onsets:
             return {}
-        asked = torch.cat(self._asked, dim=1)
+        asked = self._joined(self._asked, False)
         described = {SETTLING: "", **{name: repr(rule) for name, rule in self._rules.items()}}
         return {
             name: Moment.of(energy, name, *self.moment(name), asked, described[name])
             for name in self._reached
         }
+
+    def _joined(self, parts: Sequence[Tensor], missing: float) -> Tensor:
+        """``[onsets, N]`` of batches that may have fewer onsets."""
+        rows = [_rows(part, max(1, self._n_onsets), missing) for part in parts]
+        return torch.cat(rows, dim=1)[: self._n_onsets]
+
+
+def _added(total: Tensor, part: Tensor) -> Tensor:
+    """The sum of ``[phases, T]`` counts; the shorter of them ends with zeros."""
+    both = (total.to(part.device), part)
+    longest = max(len(counts[0]) for counts in both)
+    one, other = (functional.pad(counts, (0, longest - len(counts[0]))) for counts in both)
+    return one + other
+
+
+def _rows(table: Tensor, n_rows: int, missing: float) -> Tensor:
+    """``[onsets, B]`` with rows of `missing` up to `n_rows`."""
+    whole = table.new_full((n_rows, table.shape[1]), missing)
+    whole[: len(table)] = table
+    return whole
 
 
 def _score_in(

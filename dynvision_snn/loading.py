@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynvision_snn.errors import DataError
+from dynvision_snn.model import TimedModel
 from dynvision_snn.presentation import Phase, split_labels
 from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch, check_timed_inputs
 from dynvision_snn.readout import stimulus_asked
+from dynvision_snn.recording import Recording
 
-__all__ = ["LoadedBatch", "arrange", "samples_in"]
+__all__ = [
+    "LoadedBatch",
+    "arrange",
+    "check_answers",
+    "device_of",
+    "padded",
+    "parts_of",
+    "samples_in",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +52,23 @@ class LoadedBatch:
 
     def to(self, device: torch.device) -> LoadedBatch:
         """The same on another device."""
-        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+        if self.inputs.device == self.labels.device == device:
+            return self
+        inputs = self.inputs.to(device, non_blocking=True)
+        return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=True))
+
+    def runs(self, model: TimedModel, every: float | None = None) -> Iterator[Recording]:
+        """Runs it through a model: one recording, or pieces of `every` ms that continue each other.
+
+        Raises:
+            PresentationError, TimingError, WrapError: as the model does.
+        """
+        if every is None:
+            yield model(self.inputs, self.presentation, time_axis=self.time_axis)
+        else:
+            yield from model.chunks(
+                self.inputs, self.presentation, every=every, time_axis=self.time_axis
+            )
 
     def by_sample(self) -> tuple[Tensor, Tensor]:
         """Inputs and labels with the batch first."""
@@ -60,6 +87,28 @@ class LoadedBatch:
             labels=self.labels[..., :1].clone(),
             presentation=one[:1] if isinstance(one, PresentationBatch) else one,
         )
+
+    @property
+    def presentations(self) -> PresentationBatch:
+        """One for each sample."""
+        one = self.presentation
+        if isinstance(one, PresentationBatch):
+            return one
+        return PresentationBatch([one] * self.n_samples)
+
+    def lasting(self, n_timesteps: int) -> LoadedBatch:
+        """The same with padding up to `n_timesteps`, which are no fewer than it has."""
+        one = self.presentation
+        if n_timesteps == one.n_timesteps:
+            return self
+        longer = PresentationBatch(self.presentations, n_timesteps, one.n_stimuli)
+        if self.time_axis is None:
+            return replace(self, presentation=longer)
+        labels = self.labels
+        if labels.ndim == 2:
+            labels = padded(labels, n_timesteps, one.ignore_index)
+        inputs = padded(self.inputs, n_timesteps, one.null_value)
+        return replace(self, inputs=inputs, labels=labels, presentation=longer)
 
     @property
     def _leads(self) -> bool:
@@ -81,30 +130,42 @@ class LoadedBatch:
         else:
             asked = (stimulus_asked(presentation.stimulus_at) - 1).clamp(min=0)
             at = asked if asked.ndim == 2 else asked[:, None].expand(shape)
-            answers = labels.gather(0, at.to(labels.device))
-        padding = self._codes == Phase.PADDING
-        return answers.masked_fill(padding.to(labels.device), presentation.ignore_index)
+            answers = labels.gather(0, at.to(labels.device, non_blocking=True))
+        return answers.masked_fill(self.phase_codes == Phase.PADDING, presentation.ignore_index)
 
     @property
     def targets(self) -> Tensor:
         """The answers at supervised timesteps, ``ignore_index`` at others: int64 ``[T, B]``."""
-        elsewhere = self._codes != Phase.SUPERVISED
-        ignored = self.presentation.ignore_index
-        return self.answers.masked_fill(elsewhere.to(self.labels.device), ignored)
+        elsewhere = self.phase_codes != Phase.SUPERVISED
+        return self.answers.masked_fill(elsewhere, self.presentation.ignore_index)
 
-    @property
-    def _codes(self) -> Tensor:
+    @cached_property
+    def phase_codes(self) -> Tensor:
+        """The `Phase` of each timestep, int8 ``[T, B]``, or ``[T, 1]`` where samples share it."""
         codes = self.presentation.phase_codes
-        return codes if codes.ndim == 2 else codes[:, None]
+        codes = codes if codes.ndim == 2 else codes[:, None]
+        return codes.to(self.labels.device, non_blocking=True)
+
+
+def padded(values: Tensor, n_timesteps: int, value: float) -> Tensor:
+    """``[T, ...]`` followed by `value` up to `n_timesteps`."""
+    whole = values.new_full((n_timesteps, *values.shape[1:]), value)
+    whole[: len(values)] = values
+    return whole
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's batches have to be: with its parameters; without any, on the CPU."""
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
 def samples_in(batch: Any, time_axis: int | None = None) -> int:
     """How many samples a batch holds, as a loader yields it; see `arrange`.
 
     Raises:
-        DataError: for something else than a pair of tensors, or a batch without a sample.
+        DataError: for something else than tensors, or a batch without a sample.
     """
-    _, labels = _pair(batch)
+    _, labels, _ = parts_of(batch)
     if labels.ndim == 0:
         raise DataError("the loader gave a single label; expected one for each sample of a batch.")
     n_samples = labels.shape[0 if time_axis == 1 else -1]
@@ -116,12 +177,37 @@ def samples_in(batch: Any, time_axis: int | None = None) -> int:
     return n_samples
 
 
+def check_answers(loaded: LoadedBatch, n_classes: int) -> None:
+    """Refuses answers that no class can be: they would be counted as wrong, or not at all.
+
+    On a GPU it waits.
+
+    Raises:
+        DataError: naming the label; or if the presentation's ignore_index is a class.
+    """
+    ignored = loaded.presentation.ignore_index
+    if 0 <= ignored < n_classes:
+        raise DataError(
+            f"the presentation's ignore_index is {ignored}, which is one of the model's "
+            f"{n_classes} classes: its samples would not be counted. Expected a value that is no "
+            "class, such as -1."
+        )
+    answers = loaded.answers
+    odd = answers[(answers != ignored) & ((answers < 0) | (answers >= n_classes))]
+    if len(odd):
+        raise DataError(
+            f"the loader gave the label {int(odd[0])}; expected one of the model's {n_classes} "
+            f"classes, 0 to {n_classes - 1}, or the presentation's ignore_index, {ignored}, where "
+            "there is no answer."
+        )
+
+
 def arrange(batch: Any, presentation: AnyPresentation, time_axis: int | None = None) -> LoadedBatch:
     """One batch as a loader yields it, time first.
 
     Args:
         batch: a pair of inputs and labels.
-        presentation: what the timesteps are.
+        presentation: what the timesteps are, of this batch.
         time_axis: None for images, which the presentation shows; 0 or 1 for inputs that have time
             themselves, ``[T, B, *features]`` or ``[B, T, *features]``. Labels are then ``[B]``, or
             ``[T, B]`` or ``[B, T]`` like the inputs; they are looked at where the presentation is
@@ -138,7 +224,7 @@ def arrange(batch: Any, presentation: AnyPresentation, time_axis: int | None = N
     >>> loaded.inputs.shape, loaded.targets.tolist()
     (torch.Size([3, 2, 5]), [[-1, -1], [7, 8], [7, 9]])
     """
-    inputs, labels = _pair(batch)
+    inputs, labels, _ = parts_of(batch)
     samples_in(batch, time_axis)
     if time_axis is None:
         stimuli = split_labels(labels, presentation.n_stimuli)
@@ -177,16 +263,25 @@ def _check_samples(inputs: Tensor, axis: int, n_labels: int) -> None:
         )
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+def parts_of(batch: Any) -> tuple[Tensor, Tensor, Any]:
+    """Inputs, labels, and what came with them, None if nothing did.
+
+    Raises:
+        DataError: for something else.
+    """
     if (
         not isinstance(batch, tuple | list)
-        or len(batch) != 2
-        or not all(isinstance(part, Tensor) for part in batch)
+        or len(batch) not in (2, 3)
+        or not all(isinstance(part, Tensor) for part in batch[:2])
     ):
         kinds = (
             f"{type(batch).__name__} of {', '.join(type(part).__name__ for part in batch)}"
             if isinstance(batch, tuple | list)
             else type(batch).__name__
         )
-        raise DataError(f"the loader gave a {kinds}; expected pairs of tensors (inputs, labels).")
-    return batch[0], batch[1]
+        raise DataError(
+            f"the loader gave a {kinds}; expected pairs of tensors (inputs, labels), or these with "
+            "their presentation."
+        )
+    inputs, labels, *own = batch
+    return inputs, labels, own[0] if own else None

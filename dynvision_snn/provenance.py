@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -32,7 +32,8 @@ class DataFingerprint:
 
     Attributes:
         n_samples: how many.
-        features: shape of one sample.
+        features: shape of one sample; of one timestep, where samples have time themselves and
+            each a presentation of its own length.
         dtype: type of its values.
         digest: of all samples with their labels, and with their presentations where each has its
             own, as hexadecimal.
@@ -76,7 +77,12 @@ class Fingerprinting:
         self._kind: tuple[tuple[int, ...], str] | None = None
 
     def add(
-        self, samples: Tensor, labels: Tensor, presentation: AnyPresentation | None = None
+        self,
+        samples: Tensor,
+        labels: Tensor,
+        presentation: AnyPresentation | None = None,
+        *,
+        timed: bool = False,
     ) -> None:
         """One batch.
 
@@ -85,13 +91,19 @@ class Fingerprinting:
             labels: likewise.
             presentation: of the batch. Where samples have their own, a digest is of both, so that
                 another pairing of them is told apart.
+            timed: whether samples (and labels with a second axis) have time on it. Of those with a
+                presentation of their own padding does not count, since it is up to their batch.
 
         Raises:
             DataError: if their lengths differ, or samples have another shape or type than before.
         """
         if len(samples) != len(labels):
             raise DataError(f"{len(samples)} samples came with {len(labels)} labels.")
-        kind = (tuple(samples.shape[1:]), str(samples.dtype).removeprefix("torch."))
+        lengths = None
+        if timed and isinstance(presentation, PresentationBatch):
+            lengths = presentation.lengths.tolist()
+        features = samples.shape[1 if lengths is None else 2 :]
+        kind = (tuple(features), str(samples.dtype).removeprefix("torch."))
         if self._kind not in (None, kind):
             raise DataError(
                 f"The loader gave samples of shape and type {self._kind}, then of {kind}; expected "
@@ -99,7 +111,8 @@ class Fingerprinting:
             )
         self._kind = kind
         own = _described(presentation, len(samples))
-        for sample, label, shown in zip(_bytes(samples), _bytes(labels), own, strict=True):
+        rows = _bytes(samples, lengths), _bytes(labels, lengths if labels.ndim == 2 else None)
+        for sample, label, shown in zip(*rows, own, strict=True):
             digest = hashlib.sha256(sample + b"|" + label + shown).digest()
             self._sum = (self._sum + int.from_bytes(digest)) % _MODULUS
         self._count += len(samples)
@@ -141,8 +154,11 @@ def _described(presentation: AnyPresentation | None, n_samples: int) -> list[byt
     return [b"|" + json.dumps(one.to_dict(), sort_keys=True).encode() for one in presentation]
 
 
-def _bytes(tensor: Tensor) -> list[bytes]:
-    """The bytes of each row."""
+def _bytes(tensor: Tensor, lengths: Sequence[int] | None = None) -> list[bytes]:
+    """The bytes of each row, or of its first entries."""
     rows = tensor.detach().cpu().contiguous()
     raw = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy()
-    return [row.tobytes() for row in raw]
+    if lengths is None:
+        return [row.tobytes() for row in raw]
+    each = raw.shape[1] // rows.shape[1]
+    return [row[: length * each].tobytes() for row, length in zip(raw, lengths, strict=True)]

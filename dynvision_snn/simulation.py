@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,9 +15,10 @@ from dynvision_snn.decision import DecisionRule
 from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.errors import DataError, WrapError
 from dynvision_snn.gathering import SCORED_PHASES, Gathered
-from dynvision_snn.loading import LoadedBatch, arrange, samples_in
+from dynvision_snn.loading import LoadedBatch, check_answers, device_of
 from dynvision_snn.model import TimedModel
 from dynvision_snn.moments import SETTLING, Moment
+from dynvision_snn.presentation import Presentation
 from dynvision_snn.presentation_batch import (
     AnyPresentation,
     PresentationBatch,
@@ -28,6 +29,7 @@ from dynvision_snn.provenance import DataFingerprint, Fingerprinting, environmen
 from dynvision_snn.readout import decode
 from dynvision_snn.recording import Recording
 from dynvision_snn.report.progress import track
+from dynvision_snn.sources import PresentationSource, loaded_batches
 from dynvision_snn.tracing import Trace, trace
 
 _PLAIN = (
@@ -215,11 +217,12 @@ class Simulation:
 
 def simulate(
     model: TimedModel,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    presentation: AnyPresentation,
+    loader: Iterable[Any],
+    presentation: PresentationSource = None,
     *,
     time_axis: int | None = None,
     every: float | None = None,
+    seed: int = 0,
     rules: Mapping[str, DecisionRule] = MappingProxyType({}),
     per_sample: bool = True,
     progress: bool | None = None,
@@ -234,14 +237,17 @@ def simulate(
         model: a wrapped model.
         loader: batches of images ``[B, *features]`` and labels ``[B]`` (``[K, B, ...]`` and
             ``[K, B]`` for K stimuli), as a DataLoader yields.
-        presentation: the schedule; or a `PresentationBatch` with one for each sample of the whole
-            loader, in its order.
+        presentation: the schedule; a `PresentationBatch` with one for each sample of the whole
+            loader, in its order; a function of the number of samples and a generator, which draws
+            one, or one for each sample, anew for each batch (a `VaryingPresentation` is one); or
+            None where the loader yields it as the third part of every batch.
         time_axis: where the loader's inputs have time themselves: 0 for ``[T, B, *features]``, 1
             for ``[B, T, *features]``, with labels ``[B]`` or one per timestep, their axes as those
             of the inputs. The presentation then says what the timesteps are, and shows nothing.
         every: runs each batch in chunks of this many ms (`TimedModel.chunks`) and keeps nothing of
             a chunk but decoded classes and counts, so that memory does not grow with the
             membranes of a long run. The trace has no spikes then.
+        seed: of presentations that are drawn; the same seed and batches give the same ones.
         rules: decision rules by name, for the time and energy until each sample's decision.
         per_sample: whether each sample's energy until it settles, and decides, is counted. It costs
             a float64 copy of what one layer receives at one timestep.
@@ -267,33 +273,29 @@ def simulate(
         raise DataError(
             "rules need the membranes of whole runs, which every= does not keep; leave one out."
         )
-    device = _device(model)
-    gathered = Gathered(presentation, rules)
+    device = device_of(model)
+    gathered, shown = Gathered(rules), _Shown(presentation)
     prints = Fingerprinting()
     first: LoadedBatch | None = None
-    n_samples = 0
+    batches = track(loader, title, shown=progress)
     with _evaluating(model), torch.inference_mode():
         with EnergyMeter(model, per_sample=per_sample) as meter:
-            for batch in track(loader, title, shown=progress):
-                loaded = _loaded(batch, presentation, time_axis, n_samples)
-                n_samples += loaded.n_samples
-                prints.add(*loaded.by_sample(), loaded.presentation)
+            for loaded in loaded_batches(batches, presentation, time_axis, seed=seed):
+                loaded = shown.add(loaded)
+                timed = loaded.time_axis is not None
+                prints.add(*loaded.by_sample(), loaded.presentation, timed=timed)
                 on_device = loaded.to(device)
                 first = first or on_device.first()
                 decoded, run = _decoded(model, on_device, every)
-                _check_answers(loaded, run.membrane.shape[-1])
+                check_answers(loaded, run.membrane.shape[-1])
                 gathered.add(on_device, decoded, run, meter if per_sample else None)
         if first is None:
             raise DataError("the loader gave no batch; expected (images, labels) at least once.")
-        if isinstance(presentation, PresentationBatch) and n_samples < len(presentation):
-            raise DataError(
-                f"the loader gave {n_samples} samples, but there are presentations for "
-                f"{len(presentation)}; expected one for each."
-            )
-        example = trace(model, first, every)
+        whole = shown.whole()
+        example = trace(model, first.lasting(whole.n_timesteps), every)
     times, _ = gathered.moment(SETTLING)
     return Simulation(
-        presentation=presentation,
+        presentation=whole,
         correct=gathered.correct.cpu(),
         counted=gathered.counted.cpu(),
         correct_last=int(gathered.correct_last),
@@ -311,59 +313,49 @@ def simulate(
     )
 
 
-def _loaded(
-    batch: Any, presentation: AnyPresentation, time_axis: int | None, n_before: int
-) -> LoadedBatch:
-    """A batch with its own presentations, after `n_before` samples."""
-    if not isinstance(presentation, PresentationBatch):
-        return arrange(batch, presentation, time_axis)
-    own = slice(n_before, n_before + samples_in(batch, time_axis))
-    if own.stop > len(presentation):
-        raise DataError(
-            f"the loader gave at least {own.stop} samples, but there are presentations for "
-            f"{len(presentation)}; expected one for each."
-        )
-    return arrange(batch, presentation[own], time_axis)
+class _Shown:
+    """What all samples of a simulation were shown by.
 
+    Args:
+        source: what batches are shown by; kept as it is where it is a presentation itself.
+    """
 
-def _check_answers(loaded: LoadedBatch, n_classes: int) -> None:
-    """Refuses answers that no class can be: they would be counted as wrong, or not at all."""
-    answers, ignored = loaded.answers, loaded.presentation.ignore_index
-    if 0 <= ignored < n_classes:
-        raise DataError(
-            f"the presentation's ignore_index is {ignored}, which is one of the model's "
-            f"{n_classes} classes: its samples would not be counted. Expected a value that is no "
-            "class, such as -1."
-        )
-    odd = answers[(answers != ignored) & ((answers < 0) | (answers >= n_classes))]
-    if len(odd):
-        raise DataError(
-            f"the loader gave the label {int(odd[0])}; expected one of the model's {n_classes} "
-            f"classes, 0 to {n_classes - 1}, or the presentation's ignore_index, {ignored}, where "
-            "there is no answer."
-        )
+    def __init__(self, source: PresentationSource) -> None:
+        self._known = source if isinstance(source, Presentation | PresentationBatch) else None
+        self._ones: list[Presentation] = []
+        self._n_timesteps = self._n_stimuli = 1
+
+    def add(self, loaded: LoadedBatch) -> LoadedBatch:
+        """One batch; with one presentation for each sample where they are not known beforehand.
+
+        Raises:
+            PresentationError, TimingError: if it cannot be in one simulation with those before.
+        """
+        if self._known is not None:
+            return loaded
+        own = loaded.presentations
+        self._n_timesteps = max(self._n_timesteps, own.n_timesteps)
+        self._n_stimuli = max(self._n_stimuli, own.n_stimuli)
+        PresentationBatch([*self._ones[:1], *own])
+        self._ones.extend(own)
+        return replace(loaded, presentation=own)
+
+    def whole(self) -> AnyPresentation:
+        """Of all samples, in their order."""
+        if self._known is not None:
+            return self._known
+        return PresentationBatch(self._ones, self._n_timesteps, self._n_stimuli)
 
 
 def _decoded(
     model: TimedModel, loaded: LoadedBatch, every: float | None
 ) -> tuple[Tensor, Recording]:
     """The class at every timestep ``[T, B]``, and the run, of which chunks leave the last alone."""
-    if every is None:
-        run = model(loaded.inputs, loaded.presentation, time_axis=loaded.time_axis)
-        return decode(run.membrane), run
     classes = []
-    for run in model.chunks(
-        loaded.inputs, loaded.presentation, every=every, time_axis=loaded.time_axis
-    ):
+    for run in loaded.runs(model, every):
         few = run.membrane.shape[-1] <= torch.iinfo(torch.int16).max
         classes.append(decode(run.membrane, run.start).to(torch.int16 if few else torch.int32))
     return torch.cat(classes), run
-
-
-def _device(model: nn.Module) -> torch.device:
-    for tensor in model.parameters():
-        return tensor.device
-    return torch.device("cpu")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ ROOMS = [
     "presentation",
     "report",  # plain rows in; below all that shows itself in a notebook, or its progress
     "presentation_batch",  # one for each sample
+    "varying",  # drawn anew for each batch or sample
     "noise",
     "encoding",
     "adapters",
@@ -42,6 +43,7 @@ ROOMS = [
     "readout",
     "decision",  # when a readout's answer is good enough to act on
     "loading",  # a loader's batch, arranged in time
+    "sources",  # and what it is shown by
     "provenance",  # what a simulation keeps of where it came from,
     "tracing",  # of one sample to look at,
     "moments",  # and of every sample's settling and decisions

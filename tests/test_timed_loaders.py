@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import dynvision_snn as dvs
 from dynvision_snn.decision import MembraneMargin
 from dynvision_snn.errors import DataError, PresentationError, WrapError
 from dynvision_snn.loading import arrange
 from dynvision_snn.losses import build_criterion
+from dynvision_snn.sources import Place, collate, load
 from dynvision_snn.training.loop import fit
-from dynvision_snn.training.varying import VaryingPresentation
+from dynvision_snn.varying import VaryingPresentation, draw_generator
 from tests.models import CLASSES, DT, FEATURES, STYLES
 
 P = dvs.Presentation("0011111001110", DT, reaction_time=1.0, idle_time=2.0)
@@ -221,6 +224,120 @@ def test_models_are_compared_by_sample_and_with_timed_inputs():
     assert "by sample" in comparison.table()
 
 
+# -- presentations that are drawn, or come with the batch -----------------------------------------
+
+
+def random_onsets(n_samples, generator):
+    return dvs.PresentationBatch.random(
+        n_samples, generator, DT, onset=(1.0, 6.0), shown=(3.0, 8.0), idle_time=2.0
+    )
+
+
+def random_patterns(n_samples, generator):
+    """Of one to three onsets, or none."""
+    drawn = torch.randint(0, 2, (n_samples, 8), generator=generator).tolist()
+    return dvs.PresentationBatch(dvs.Presentation(entries, DT) for entries in drawn)
+
+
+@pytest.mark.parametrize("draw", [random_onsets, random_patterns])
+def test_a_simulation_draws_for_each_batch_what_it_then_tells(draw):
+    """The same as with what was drawn, given beforehand."""
+    model, rules = wrapped(), {"margin": MembraneMargin(0.01)}
+    loader = batches(*data(), sizes=(3, 2, 2))
+    drawn = dvs.simulate(model, loader, draw, seed=5, rules=rules)
+    ones = [
+        one
+        for number, (_, labels) in enumerate(loader)
+        for one in draw(len(labels), draw_generator(5, 0, number))
+    ]
+    given = dvs.simulate(model, loader, dvs.PresentationBatch(ones), rules=rules)
+    assert list(drawn.presentation) == ones
+    check_same(drawn, given, ("environment",))
+    assert drawn.data == given.data
+    assert drawn == dvs.simulate(model, loader, draw, seed=5, rules=rules)
+    assert drawn.data != dvs.simulate(model, loader, draw, seed=6).data
+    assert dvs.Simulation.from_dict(json.loads(json.dumps(drawn.to_dict()))) == drawn
+
+
+@pytest.mark.parametrize("every", [None, 4.0])
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_loader_may_yield_presentations_with_its_batches(timed, every):
+    """Batches of different lengths, one of them by one presentation for all."""
+    model, (images, labels) = wrapped(), data()
+    presentations = (random_onsets(3, draw_generator(0)), P)
+    parts = zip(images.split((3, 4)), labels.split((3, 4)), presentations, strict=True)
+    loader = [(p.present(x) if timed else x, y, p) for x, y, p in parts]
+    given = dvs.PresentationBatch([*presentations[0], *[P] * 4])
+    found = dvs.simulate(model, loader, time_axis=0 if timed else None, every=every)
+    check_same(found, dvs.simulate(model, batches(images, labels), given, every=every))
+    assert found.presentation == given
+    assert len(found.trace.membrane) == given.n_timesteps
+
+
+def test_models_are_compared_by_the_same_draws():
+    models = {"spiking": wrapped(), "gru": wrapped("gru_step")}
+    loader = batches(*data())
+    comparison = dvs.compare(models, loader, random_onsets, seed=3, rules={}, progress=False)
+    one, other = (runs[0] for runs in comparison.runs.values())
+    assert one.presentation == other.presentation
+    assert comparison.differences == []
+
+
+def test_samples_of_different_lengths_are_collated():
+    """Timed inputs as the samples of a data set, each with a presentation of its own."""
+    images, labels = data()
+    ones = list(random_onsets(N, draw_generator(1)))
+    shown = [one.present(image[None])[:, 0] for one, image in zip(ones, images, strict=True)]
+    over_time = [label.expand(one.n_timesteps) for one, label in zip(ones, labels, strict=True)]
+    timed = partial(collate, timed=True)
+    model = wrapped()
+    expected = dvs.simulate(model, batches(images, labels), dvs.PresentationBatch(ones))
+    for inputs, answers, axis, how in (
+        (images, labels, None, collate),
+        (shown, labels, 1, timed),
+        (shown, over_time, 1, timed),
+    ):
+        samples = list(zip(inputs, answers, ones, strict=True))
+        loader = DataLoader(samples, 3, collate_fn=how)
+        check_same(dvs.simulate(model, loader, time_axis=axis), expected)
+
+
+def test_what_has_no_presentation_or_two_is_refused():
+    (images, labels), model = data(), wrapped()
+    refused = [
+        ([(images, labels)], None, "there is no presentation"),
+        ([(images, labels, P)], P, "there is one already"),
+        ([(images, labels, "011")], None, "came with a str"),
+        ([(images, labels, dvs.PresentationBatch([P]))], None, f"a batch of {N} samples"),
+        ([(images, labels)], lambda n, g: dvs.PresentationBatch([P] * (n + 1)), "are for 8"),
+        ([(images, labels)], lambda n, g: [P] * n, "came with a list"),
+        ([(images, labels)], "0111", "came with a str"),
+    ]
+    for loader, source, match in refused:
+        with pytest.raises(DataError, match=match.replace("are for", "presentations for")):
+            dvs.simulate(model, loader, source)
+    other = dvs.Presentation("01", DT, idle_time=7.0)
+    with pytest.raises(PresentationError, match="differ in idle_steps"):
+        dvs.simulate(model, [(images, labels, P), (images, labels, other)])
+    with pytest.raises(DataError, match=r"shape \[4, 5\], its presentation 13"):
+        collate([(torch.rand(4, 5), 1, P)], timed=True)
+    with pytest.raises(DataError, match="a sample is a tuple"):
+        collate([(torch.rand(4, 5), 1)])
+
+
+def test_processes_share_what_is_drawn_for_a_batch():
+    images, labels = data()
+    whole = load((images, labels), random_onsets, place=Place(seed=2, epoch=1, batch=4))
+    for rank in range(3):
+        mine = images[rank::3], labels[rank::3]
+        place = Place(seed=2, epoch=1, batch=4, rank=rank, world_size=3)
+        assert list(load(mine, random_onsets, place=place).presentation) == list(
+            whole.presentation[rank::3]
+        )
+    with pytest.raises(DataError, match="3 processes share"):
+        load(mine, dvs.PresentationBatch([P] * N), place=place)
+
+
 # -- training -------------------------------------------------------------------------------------
 
 
@@ -253,12 +370,13 @@ def test_training_takes_the_same_loaders(kind):
 
 def test_each_sample_of_a_batch_can_vary_by_itself():
     varying = VaryingPresentation(
-        base=dvs.Presentation("0111", DT), onset_jitter=6.0, duration=(8.0, 20.0)
+        base=dvs.Presentation("0111", DT), onset_jitter=6.0, duration=(8.0, 20.0), by_sample=True
     )
-    batch = varying.each_at(0, 1, 2, range(8))
-    assert list(batch) == list(varying.each_at(0, 1, 2, range(8)))
-    assert list(batch)[1::2] == list(varying.each_at(0, 1, 2, range(1, 8, 2)))
-    assert list(batch) != list(varying.each_at(0, 1, 3, range(8)))
+    batch = varying.at(0, 1, 2, 8)
+    assert list(batch) == list(varying.at(0, 1, 2, 8))
+    # Drawn one after the other, so that the first of many are those of few.
+    assert list(batch)[:5] == list(varying.at(0, 1, 2, 5))
+    assert list(batch) != list(varying.at(0, 1, 3, 8))
     assert len(set(batch.lengths.tolist())) > 2
     images, _ = data(8)
     assert wrapped()(images, batch).membrane.shape[:2] == (batch.n_timesteps, 8)

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from dynvision_snn.comparison import drawing, saving, telling
 from dynvision_snn.comparison.differences import differences
 from dynvision_snn.decision import DecisionRule, SoftmaxConfidence
@@ -19,11 +17,11 @@ from dynvision_snn.energy import HardwareProfile, resolve_profile
 from dynvision_snn.energy.budget import ProfileLike
 from dynvision_snn.errors import ComparisonError, DynvisionError, known_names
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation_batch import AnyPresentation
 from dynvision_snn.report.figure import WIDTH
 from dynvision_snn.report.markup import to_html
 from dynvision_snn.report.values import to_pandas
 from dynvision_snn.simulation import Simulation, simulate
+from dynvision_snn.sources import PresentationSource
 
 if TYPE_CHECKING:
     from dynvision_snn.report.figure import Figure
@@ -247,10 +245,11 @@ class Comparison:
 
 def compare(
     models: Mapping[str, TimedModel | Sequence[TimedModel]],
-    loader: Iterable[tuple[Tensor, Tensor]],
-    presentation: AnyPresentation,
+    loader: Iterable[Any],
+    presentation: PresentationSource = None,
     *,
     time_axis: int | None = None,
+    seed: int = 0,
     profiles: Sequence[ProfileLike] = DEFAULT_PROFILES,
     baseline: str | None = None,
     rules: Mapping[str, DecisionRule] = DEFAULT_RULES,
@@ -265,8 +264,10 @@ def compare(
         loader: batches of images and labels; gone through once per model, so it must give the same
             samples each time (a DataLoader, a list); in the same order, where each sample has its
             own presentation.
-        presentation: the schedule, shared by all models; or one for each sample.
+        presentation: the schedule, one for each sample, drawn, or the loader's own, as in
+            `simulate`; shared by all models.
         time_axis: as in `simulate`, for a loader whose inputs have time themselves.
+        seed: of presentations that are drawn.
         profiles: hardware profiles that energies are shown for.
         baseline: the model that ratios and break-even are against, such as a non-spiking one.
         rules: decision rules by name; tables show the first, figures all.
@@ -286,6 +287,7 @@ def compare(
                 loader,
                 presentation,
                 time_axis=time_axis,
+                seed=seed,
                 rules=rules,
                 progress=progress,
                 title=title,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dynvision_snn.energy.hardware import ProfileLike, resolve_profile
 from dynvision_snn.energy.layers import QUANTITIES, LayerCounts, Quantity, Series
@@ -218,7 +219,7 @@ class SampleEnergy:
         counts: dict[str, BySample] = {}
         timesteps: dict[str, Tensor] = {}
         for moment, runs in runs_by_moment.items():
-            timesteps[moment] = torch.cat([steps.cpu() for _, steps in runs], dim=1)
+            timesteps[moment] = _side_by_side([steps.cpu() for _, steps in runs])
             counts[moment] = {
                 row.name: {name: _joined(row.name, name, runs) for name in _by_sample(row)}
                 for row in rows
@@ -295,4 +296,11 @@ def _joined(row: str, name: Series, runs: Sequence[Kept]) -> Tensor:
         else torch.where(steps.cpu().isnan(), torch.nan, 0.0).double()
         for by_row, steps in runs
     ]
-    return torch.cat(parts, dim=1)
+    return _side_by_side(parts)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """``[onsets, N]`` of runs that may have fewer onsets; NaN where a run has none."""
+    most = max(len(part) for part in parts)
+    rows = [functional.pad(part, (0, 0, 0, most - len(part)), value=torch.nan) for part in parts]
+    return torch.cat(rows, dim=1)

@@ -12,7 +12,7 @@ from dynvision_snn.training.monitor import Limits as Limits
 from dynvision_snn.training.monitor import Sign as Sign
 from dynvision_snn.training.monitor import signs as signs
 from dynvision_snn.training.target import EnergyTarget as EnergyTarget
-from dynvision_snn.training.varying import VaryingPresentation as VaryingPresentation
+from dynvision_snn.varying import VaryingPresentation as VaryingPresentation
 
 if typing.TYPE_CHECKING:
     from dynvision_snn.training.lightning import EnergyMonitor as EnergyMonitor

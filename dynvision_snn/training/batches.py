@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from dynvision_snn.errors import DataError
-from dynvision_snn.training.varying import draw_generator
+from dynvision_snn.varying import draw_generator
 
 # What else (seed, epoch) is drawn for has numbers of its own; see VaryingPresentation.at.
 _ORDER = 0x0BA7C4

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dynvision_snn.errors import PresentationError, TimingError
 from dynvision_snn.presentation import Presentation
-from dynvision_snn.training.varying import VaryingPresentation, draw_generator
+from dynvision_snn.varying import VaryingPresentation, draw_generator
 
 BASE = Presentation("01120", dt=2.0, n_timesteps=20, reaction_time=2.0, idle_time=4.0)
 PHASES = Presentation.from_phases([("off", 10, 0), ("on", 20, 1), ("off", 6, 0)], dt=2.0)

@@ -29,7 +29,7 @@ from dynvision_snn.training.lightning.checkpoints import (
 )
 from dynvision_snn.training.lightning.module import TimedClassifier
 from dynvision_snn.training.target import EnergyTarget
-from dynvision_snn.training.varying import VaryingPresentation, draw_generator
+from dynvision_snn.varying import VaryingPresentation, draw_generator
 
 CHECKPOINTS = "checkpoints"
 

@@ -38,7 +38,7 @@ from dynvision_snn.training.state import TrainingState, check_same_model
 from dynvision_snn.training.sums import PHASES, phase_hits
 from dynvision_snn.training.target import EnergyTarget
 from dynvision_snn.training.validation import Validation, energy_target, firing_rate, logged_joules
-from dynvision_snn.training.varying import VaryingPresentation
+from dynvision_snn.varying import VaryingPresentation
 
 DIVERGED = 1e4
 """A loss from here on has diverged: chance is log(classes), 2.3 of ten."""
@@ -157,7 +157,7 @@ class TimedClassifier(LightningModule):
         """The layer that was decoded last; None where the model's output is, or before a run."""
         return self._state.readout
 
-    def presentation_at(self, epoch: int, batch: int) -> Presentation:
+    def presentation_at(self, epoch: int, batch: int) -> Any:
         """The schedule of one training batch."""
         if not self.varying.varies:
             return self.varying.base

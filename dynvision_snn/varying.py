@@ -1,7 +1,7 @@
-"""Presentations that vary from batch to batch: pure functions of (seed, epoch, batch).
+"""Presentations that vary, drawn for each batch or sample from a generator and nothing else.
 
-Nothing is remembered between batches, so that a resumed run, and every process of a distributed
-one, draws the same presentations as an unbroken run in one process.
+Nothing is remembered between draws, so that a resumed run, and every process of a distributed one,
+draws the same presentations as an unbroken run in one process.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
 
 from dynvision_snn.errors import PresentationWarning
 from dynvision_snn.presentation import Presentation
-from dynvision_snn.presentation_batch import PresentationBatch, time_range, uniform_time
+from dynvision_snn.presentation_batch import (
+    AnyPresentation,
+    PresentationBatch,
+    time_range,
+    uniform_time,
+)
 from dynvision_snn.schedule import stretches
 from dynvision_snn.timing import check_time, nearest_steps
+
+__all__ = ["VaryingPresentation", "draw_generator"]
 
 
 def draw_generator(*numbers: int) -> torch.Generator:
@@ -37,10 +43,12 @@ def draw_generator(*numbers: int) -> torch.Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class VaryingPresentation:
-    """A presentation that is drawn anew for each batch.
+    """A presentation that is drawn anew for each batch, or for each of its samples.
 
-    What may vary is drawn independently, from uniform distributions, in this order: the order of
-    the entries, the duration, the onsets, the reaction time.
+    It goes wherever presentations are drawn: called with the number of samples and a generator, it
+    gives one for all of them, or one for each. What may vary is drawn independently, from uniform
+    distributions, in this order: the order of the entries, the duration, the onsets, the reaction
+    time.
 
     Attributes:
         base: the presentation that the draws vary.
@@ -50,6 +58,7 @@ class VaryingPresentation:
         onset_jitter: each onset is late by up to this many ms, during which null input is shown;
             the presentation lasts longer by as much.
         reaction_time: shortest and longest reaction time in ms; None leaves it.
+        by_sample: whether each sample of a batch has a draw of its own.
 
     Raises:
         PresentationError: for a range that is none, or a duration so short that an entry, or a
@@ -69,6 +78,7 @@ class VaryingPresentation:
     duration: Sequence[float] | None = None
     onset_jitter: float = 0.0
     reaction_time: Sequence[float] | None = None
+    by_sample: bool = False
 
     def __post_init__(self) -> None:
         for name in ("duration", "reaction_time"):
@@ -79,42 +89,38 @@ class VaryingPresentation:
         if self.duration is not None:
             _lasting(self.base, self.duration[0])
 
-    @cached_property
+    @property
     def varies(self) -> bool:
         """Whether any two draws can differ."""
         ranges = [r for r in (self.duration, self.reaction_time) if r is not None]
         return self.shuffle or self.onset_jitter > 0 or any(low < high for low, high in ranges)
 
-    def at(self, seed: int, epoch: int, batch: int) -> Presentation:
-        """The presentation of one batch.
+    def __call__(self, n_samples: int, generator: torch.Generator) -> AnyPresentation:
+        """One draw for all samples of a batch; with `by_sample` one for each, in their order.
+
+        Args:
+            n_samples: B.
+            generator: source of the draws.
+
+        >>> varying = VaryingPresentation(
+        ...     base=Presentation("011", dt=1.0), onset_jitter=5.0, by_sample=True)
+        >>> len(varying(4, draw_generator(0, 0, 0)))
+        4
+        """
+        if not self.by_sample:
+            return self._drawn(generator)
+        return PresentationBatch(self._drawn(generator) for _ in range(n_samples))
+
+    def at(self, seed: int, epoch: int, batch: int, n_samples: int = 1) -> AnyPresentation:
+        """What one batch of a training is shown by.
 
         Args:
             seed: of the training.
             epoch: from 0 up.
             batch: within the epoch, from 0 up.
+            n_samples: of the batch, over all processes; only `by_sample` looks at it.
         """
-        return self._drawn(draw_generator(seed, epoch, batch))
-
-    def each_at(
-        self, seed: int, epoch: int, batch: int, samples: Sequence[int]
-    ) -> PresentationBatch:
-        """One presentation for each sample of one batch, drawn independently.
-
-        Args:
-            seed: of the training.
-            epoch: from 0 up.
-            batch: within the epoch, from 0 up.
-            samples: places in the global batch, such as ``range(B)``; a process of a distributed
-                training gives those that it holds.
-
-        >>> varying = VaryingPresentation(base=Presentation("011", dt=1.0), onset_jitter=5.0)
-        >>> several = varying.each_at(0, 0, 0, range(4))
-        >>> list(several[2:]) == list(varying.each_at(0, 0, 0, range(2, 4)))
-        True
-        """
-        return PresentationBatch(
-            self._drawn(draw_generator(seed, epoch, batch, sample)) for sample in samples
-        )
+        return self(n_samples, draw_generator(seed, epoch, batch))
 
     def _drawn(self, generator: torch.Generator) -> Presentation:
         with warnings.catch_warnings():
