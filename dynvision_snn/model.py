@@ -27,7 +27,7 @@ from dynvision_snn.engine.looking import Look, look
 from dynvision_snn.engine.pickling import check_picklable
 from dynvision_snn.engine.plan import LayerPlan
 from dynvision_snn.engine.precision import telling_dtypes
-from dynvision_snn.engine.shown import Shown, shown
+from dynvision_snn.engine.shown import Showing, Shown, shown
 from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
 from dynvision_snn.engine.witness import left_as_found
 from dynvision_snn.errors import AdapterWarning, TimingError, TimingWarning, WrapError, known_names
@@ -270,7 +270,7 @@ class TimedModel(RunHost):
             ObservationError: if a neuron layer is not called exactly once per timestep.
         """
         what = shown(self.dt, inputs, presentation, time_axis, continued=state is not None)
-        return self._run_shown(what, record, state)
+        return self._run_shown(what.piece(0, what.n_timesteps), record, state)
 
     def chunks(
         self,
@@ -318,7 +318,7 @@ class TimedModel(RunHost):
         return self._chunks(what, n_steps, record, state)
 
     def _chunks(
-        self, what: Shown, n_steps: int, record: Sequence[str], state: RunState | None
+        self, what: Showing, n_steps: int, record: Sequence[str], state: RunState | None
     ) -> Iterator[Recording]:
         for piece in what.pieces(n_steps):
             recording = self._run_shown(piece, record, state)

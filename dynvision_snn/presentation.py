@@ -1,9 +1,10 @@
 """Presentation: which timesteps show what, when an answer counts, and what came before.
 
-A presentation is a frozen value. It resolves a pattern (or named phases in ms) into one stimulus
-index per timestep, and everything else follows from that sequence: onsets, reaction windows, the
-supervised timesteps, inputs and targets. All samples of a batch share the schedule; where each has
-its own, see `presentation_batch`.
+A presentation is a frozen value. It resolves a pattern (or named phases in ms) into stretches of
+timesteps that show the same, and everything else follows from these: onsets, reaction windows, the
+supervised timesteps, inputs and targets. What it holds does not grow with the number of timesteps;
+masks are made when they are asked for, of a part of a long run where that is enough. All samples
+of a batch share the schedule; where each has its own, see `presentation_batch`.
 
 Most of the module's length is the documentation of one class, the package's first contract with
 its users; the rules themselves are in `schedule`.
@@ -15,6 +16,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +27,17 @@ from dynvision_snn.schedule import (
     Interval,
     NamedPhase,
     Phase,
+    Stretch,
     check_phases,
-    onset_mask,
+    filled,
+    merged,
     parse_integer,
     parse_length,
     parse_pattern,
     parse_phases,
     phase_boundaries,
-    phase_codes,
-    stretches,
+    phase_stretches,
+    shares,
     written,
 )
 from dynvision_snn.timing import (
@@ -311,71 +315,84 @@ class Presentation:
         return ceil_steps(self.idle_time, self.dt, "idle_time")
 
     @property
+    def supervised_steps(self) -> int:
+        """How many timesteps are supervised."""
+        phases = self._phase_stretches
+        return sum(stop - start for start, stop, phase in phases if phase == Phase.SUPERVISED)
+
+    @property
+    def _shown_steps(self) -> int:
+        return sum(stop - start for start, stop, stimulus in self._stretches if stimulus)
+
+    @property
     def n_stimuli(self) -> int:
         """How many stimuli the images must give: the largest entry of the pattern."""
         return max(self.pattern)
 
-    @cached_property
+    @property
     def onsets(self) -> tuple[int, ...]:
         """Timesteps that show a stimulus other than the timestep before them did."""
-        return tuple(onset_mask(self._stimulus_at).nonzero().flatten().tolist())
+        return tuple(start for start, _, stimulus in self._stretches if stimulus)
 
     @property
     def stimulus_at(self) -> torch.Tensor:
         """Index of the stimulus shown at each timestep, 0 for null input: int64 ``[T]``."""
-        return self._stimulus_at.clone()
+        return self.stimulus_between(0, self.n_timesteps)
 
     @property
     def entry_at(self) -> torch.Tensor:
         """Index of the pattern entry, or named phase, of each timestep: int64 ``[T]``."""
-        return self._entry_at.clone()
+        with torch.inference_mode(False):
+            entries = [(*ends, entry) for entry, ends in enumerate(pairwise(self._boundaries))]
+            return filled(entries, 0, self.n_timesteps, torch.int64)
 
     @property
     def stimulus_mask(self) -> torch.Tensor:
         """Timesteps that show a stimulus: bool ``[T]``."""
-        return self._stimulus_at > 0
+        return self.stimulus_at > 0
 
     @property
     def reaction_mask(self) -> torch.Tensor:
         """Timesteps inside a reaction window, past the end of its stimulus too: bool ``[T]``."""
-        return self._phase_codes == Phase.REACTION
+        return self.phase_codes == Phase.REACTION
 
     @property
     def supervised_mask(self) -> torch.Tensor:
         """Timesteps that show a stimulus outside every reaction window: bool ``[T]``."""
-        return self._phase_codes == Phase.SUPERVISED
+        return self.phase_codes == Phase.SUPERVISED
 
     @property
     def phase_codes(self) -> torch.Tensor:
         """The `Phase` of each timestep of the presentation: int8 ``[T]``, never ``IDLE``."""
-        return self._phase_codes.clone()
+        return self.phases_between(0, self.n_timesteps)
 
-    # The cached tensors are made outside of inference mode even if first asked for inside it:
-    # autograd could not save them later. What leaves the object is always a copy.
+    # Tensors are made outside of inference mode even if asked for inside it: autograd could not
+    # save them later.
 
-    @cached_property
-    def _entry_at(self) -> torch.Tensor:
+    def stimulus_between(self, start: int, stop: int) -> torch.Tensor:
+        """`stimulus_at` of the timesteps ``start`` to ``stop``, without making the others."""
         with torch.inference_mode(False):
-            if self.phases is None:
-                steps = torch.arange(self.n_timesteps, device="cpu")
-                return steps * len(self.pattern) // self.n_timesteps
-            boundaries = phase_boundaries(self.phases, self.dt)
-            lengths = torch.tensor(boundaries, device="cpu").diff()
-            return torch.arange(len(lengths), device="cpu").repeat_interleave(lengths)
+            return filled(self._stretches, start, stop, torch.int64)
 
-    @cached_property
-    def _stimulus_at(self) -> torch.Tensor:
+    def phases_between(self, start: int, stop: int) -> torch.Tensor:
+        """`phase_codes` of the timesteps ``start`` to ``stop``, without making the others."""
         with torch.inference_mode(False):
-            return torch.tensor(self.pattern, device="cpu")[self._entry_at]
+            return filled(self._phase_stretches, start, stop, torch.int8)
 
     @cached_property
-    def _phase_codes(self) -> torch.Tensor:
-        with torch.inference_mode(False):
-            return phase_codes(self._stimulus_at, self.reaction_steps)
+    def _boundaries(self) -> tuple[int, ...]:
+        if self.phases is None:
+            return tuple(shares(len(self.pattern), self.n_timesteps))
+        return phase_boundaries(self.phases, self.dt)
 
     @cached_property
-    def _shown(self) -> tuple[int, ...]:
-        return tuple(self._stimulus_at.tolist())
+    def _stretches(self) -> tuple[Stretch, ...]:
+        ends = pairwise(self._boundaries)
+        return merged((*pair, entry) for pair, entry in zip(ends, self.pattern, strict=True))
+
+    @cached_property
+    def _phase_stretches(self) -> tuple[Stretch, ...]:
+        return phase_stretches(self._stretches, self.reaction_steps)
 
     def null_input(self, images: torch.Tensor) -> torch.Tensor:
         """One timestep of null input for a batch.
@@ -412,11 +429,15 @@ class Presentation:
         >>> [float(shown.sum()) for shown in Presentation("011", dt=1.0).inputs_at(x)]
         [0.0, 6.0, 6.0]
         """
+        return self.inputs_between(images, 0, self.n_timesteps)
+
+    def inputs_between(self, images: torch.Tensor, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """`inputs_at` the timesteps ``start`` to ``stop``."""
         stimuli = split_stimuli(images, self.n_stimuli, "images")
         # A presentation without null input may take images that have no such value.
         null = self.null_input(images) if 0 in self.pattern else stimuli[0]
         shown = (null, *stimuli)
-        return (shown[stimulus] for stimulus in self._shown)
+        return (shown[stimulus] for stimulus in self.stimulus_between(start, stop).tolist())
 
     def present(self, images: torch.Tensor) -> torch.Tensor:
         """The inputs of the whole presentation.
@@ -460,11 +481,11 @@ class Presentation:
         """
         stimuli = split_labels(labels, self.n_stimuli)
         ignored = torch.full_like(stimuli[0], self.ignore_index)
-        supervised = self._phase_codes.tolist()
+        shown, phases = self.stimulus_at.tolist(), self.phase_codes.tolist()
         return torch.stack(
             [
-                stimuli[stimulus - 1] if code == Phase.SUPERVISED else ignored
-                for stimulus, code in zip(self._shown, supervised, strict=True)
+                stimuli[stimulus - 1] if phase == Phase.SUPERVISED else ignored
+                for stimulus, phase in zip(shown, phases, strict=True)
             ]
         )
 
@@ -482,7 +503,7 @@ class Presentation:
         idle = [Interval(-self.idle_steps * self.dt, 0.0, Phase.IDLE)] if self.idle_steps else []
         return idle + [
             Interval(start * self.dt, stop * self.dt, Phase(code))
-            for start, stop, code in stretches(self._phase_codes.tolist())
+            for start, stop, code in self._phase_stretches
         ]
 
     def stimulus_intervals(self) -> list[tuple[float, float, int]]:
@@ -493,7 +514,7 @@ class Presentation:
         """
         return [
             (start * self.dt, stop * self.dt, stimulus)
-            for start, stop, stimulus in stretches(self._shown)
+            for start, stop, stimulus in self._stretches
             if stimulus
         ]
 
@@ -508,8 +529,8 @@ class Presentation:
             f"{format_ms(self.duration)} ({self.n_timesteps} timestep"
             f"{'s' if self.n_timesteps != 1 else ''} of {format_ms(self.dt)})",
             f"{n} stimul{'us' if n == 1 else 'i'}",
-            f"shown {format_ms(int(self.stimulus_mask.sum()) * self.dt)}",
-            f"supervised {format_ms(int(self.supervised_mask.sum()) * self.dt)}",
+            f"shown {format_ms(self._shown_steps * self.dt)}",
+            f"supervised {format_ms(self.supervised_steps * self.dt)}",
         ]
         if self.reaction_time:
             parts.append(f"reaction time {format_ms(self.reaction_time)}")
@@ -538,7 +559,7 @@ class Presentation:
         window = self.reaction_steps
         short = [
             start
-            for start, stop, stimulus in stretches(self._shown)
+            for start, stop, stimulus in self._stretches
             if stimulus and stop - start <= window
         ]
         if short:
@@ -552,7 +573,7 @@ class Presentation:
                 PresentationWarning,
                 stacklevel=3,
             )
-        if not bool(self.supervised_mask.any()):
+        if not self.supervised_steps:
             warnings.warn(
                 f"No timestep is supervised in this presentation ({self.describe()}): its "
                 "cross-entropy is 0 and its accuracy undefined.",

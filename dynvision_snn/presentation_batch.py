@@ -319,20 +319,49 @@ class PresentationBatch(Sequence[Presentation]):
         """Timesteps that show a stimulus outside every reaction window: bool ``[T, B]``."""
         return self._phase_codes == Phase.SUPERVISED
 
+    def stimulus_between(self, start: int, stop: int) -> Tensor:
+        """`stimulus_at` of the timesteps ``start`` to ``stop``, without making the others."""
+        if (start, stop) == (0, self.n_timesteps):
+            return self.stimulus_at
+        columns = {one: one.stimulus_between(start, stop) for one in self._different}
+        return self._table(columns, stop - start, 0)
+
+    def phases_between(self, start: int, stop: int) -> Tensor:
+        """`phase_codes` of the timesteps ``start`` to ``stop``, without making the others."""
+        if (start, stop) == (0, self.n_timesteps):
+            return self.phase_codes
+        columns = {one: one.phases_between(start, stop) for one in self._different}
+        return self._table(columns, stop - start, Phase.PADDING)
+
     @cached_property
     def _stimulus_at(self) -> Tensor:
-        return self._columns([one.stimulus_at for one in self.presentations], 0)
+        columns = {one: one.stimulus_at for one in self._different}
+        return self._table(columns, self.n_timesteps, 0)
 
     @cached_property
     def _phase_codes(self) -> Tensor:
-        return self._columns([one.phase_codes for one in self.presentations], Phase.PADDING)
+        columns = {one: one.phase_codes for one in self._different}
+        return self._table(columns, self.n_timesteps, Phase.PADDING)
 
-    def _columns(self, values: Sequence[Tensor], padding: int) -> Tensor:
+    @cached_property
+    def _different(self) -> dict[Presentation, Tensor]:
+        """The samples that have each of the presentations."""
+        samples: dict[Presentation, list[int]] = {}
+        for sample, one in enumerate(self.presentations):
+            samples.setdefault(one, []).append(sample)
+        with torch.inference_mode(False):
+            return {one: torch.tensor(those, device="cpu") for one, those in samples.items()}
+
+    def _table(
+        self, columns: Mapping[Presentation, Tensor], n_timesteps: int, padding: int
+    ) -> Tensor:
         # As in a Presentation: autograd could not save what is made in inference mode.
         with torch.inference_mode(False):
-            table = values[0].new_full((self.n_timesteps, len(values)), padding)
-            for sample, column in enumerate(values):
-                table[: len(column), sample] = column
+            dtype = next(iter(columns.values())).dtype
+            table = torch.full((n_timesteps, len(self)), padding, dtype=dtype, device="cpu")
+            for one, samples in self._different.items():
+                column = columns[one]
+                table[: len(column), samples] = column[:, None]
             return table
 
     # -- inputs and targets -----------------------------------------------------------------------
@@ -354,17 +383,24 @@ class PresentationBatch(Sequence[Presentation]):
         Raises:
             PresentationError: if the images do not fit (at once, not at the first timestep).
         """
-        stimuli = self._split(images)
-        has_null = bool((self._stimulus_at == 0).any())
-        null = self.null_input(images) if has_null else stimuli[0]
-        return self._inputs(null, stimuli)
+        return self.inputs_between(images, 0, self.n_timesteps)
 
-    def _inputs(self, null: Tensor, stimuli: Sequence[Tensor]) -> Iterator[Tensor]:
-        on_device = self._stimulus_at.to(null.device, non_blocking=True)
+    def inputs_between(self, images: Tensor, start: int, stop: int) -> Iterator[Tensor]:
+        """`inputs_at` the timesteps ``start`` to ``stop``."""
+        stimuli = self._split(images)
+        stimulus_at = self.stimulus_between(start, stop)
+        has_null = bool((stimulus_at == 0).any())
+        null = self.null_input(images) if has_null else stimuli[0]
+        return self._inputs(null, stimuli, stimulus_at)
+
+    def _inputs(
+        self, null: Tensor, stimuli: Sequence[Tensor], stimulus_at: Tensor
+    ) -> Iterator[Tensor]:
+        on_device = stimulus_at.to(null.device, non_blocking=True)
         columns = (len(self), *(1,) * (null.ndim - 1))
-        changes = (self._stimulus_at.diff(dim=0) != 0).any(1).tolist()
+        changes = (stimulus_at.diff(dim=0) != 0).any(1).tolist()
         shown = null
-        for t, changed in enumerate([True, *changes]):
+        for t, changed in zip(range(len(stimulus_at)), [True, *changes], strict=False):
             if changed:
                 shown = null
                 at = on_device[t].reshape(columns)
@@ -437,7 +473,7 @@ class PresentationBatch(Sequence[Presentation]):
         '2 to 6 ms (1 to 3 timesteps of 2 ms), 1 stimulus, supervised 2 to 4 ms, by sample'
         """
         steps = self.lengths.tolist()
-        supervised = self.supervised_mask.sum(0).tolist()
+        supervised = [one.supervised_steps for one in self.presentations]
         n = self.n_stimuli
         parts = [
             f"{_span_ms(steps, self.dt)} ({_span([str(x) for x in (min(steps), max(steps))])} "

@@ -1,16 +1,19 @@
-"""The rules of a presentation, as pure functions: entries in, one value per timestep out.
+"""The rules of a presentation, as pure functions: entries in, stretches of timesteps out.
 
-Onsets, reaction windows and phases follow from the sequence of stimulus indices alone. Everything
-a user may pass for a pattern or for named phases is checked here.
+A stretch is a run of timesteps that show the same, or are in the same phase. Onsets, reaction
+windows and phases follow from those of the stimuli alone, however many timesteps they have; one
+value per timestep is made of them for the timesteps that are asked for (`filled`). Everything a
+user may pass for a pattern or for named phases is checked here.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from enum import IntEnum
 from itertools import groupby, pairwise
 from numbers import Integral
-from operator import index
+from operator import index, itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -25,14 +28,17 @@ __all__ = [
     "Interval",
     "NamedPhase",
     "Phase",
+    "Stretch",
     "check_phases",
-    "onset_mask",
+    "filled",
+    "merged",
     "parse_integer",
     "parse_length",
     "parse_pattern",
     "parse_phases",
     "phase_boundaries",
-    "phase_codes",
+    "phase_stretches",
+    "shares",
     "stretches",
     "written",
 ]
@@ -70,26 +76,70 @@ class Interval(NamedTuple):
     phase: Phase
 
 
-def onset_mask(stimulus_at: torch.Tensor) -> torch.Tensor:
-    """Where a stimulus begins: bool ``[T]`` from the stimulus index per timestep ``[T]``."""
-    before = torch.nn.functional.pad(stimulus_at[:-1], (1, 0))
-    return (stimulus_at > 0) & (stimulus_at != before)
+Stretch = tuple[int, int, int]
+"""Consecutive timesteps of one value: the first, the one after the last, the value."""
 
 
-def phase_codes(stimulus_at: torch.Tensor, reaction_steps: int) -> torch.Tensor:
-    """The phase of each timestep, int8 ``[T]``, from the stimulus index per timestep ``[T]``."""
-    begun = onset_mask(stimulus_at).cumsum(0)
-    # A timestep is inside a window if an onset fell within the last `reaction_steps` timesteps.
-    steps = min(reaction_steps, len(begun))
-    expired = torch.nn.functional.pad(begun[: len(begun) - steps], (steps, 0))
-    codes = torch.full_like(stimulus_at, Phase.NULL, dtype=torch.int8)
-    codes[stimulus_at > 0] = int(Phase.SUPERVISED)
-    codes[begun > expired] = int(Phase.REACTION)
-    return codes
+def shares(n_entries: int, n_timesteps: int) -> list[int]:
+    """Where the entries of a pattern begin, and the end: ``t * n_entries // n_timesteps`` at t.
+
+    >>> shares(2, 5)
+    [0, 3, 5]
+    """
+    return [-(-entry * n_timesteps // n_entries) for entry in range(n_entries + 1)]
 
 
-def stretches(values: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Runs of one value, each as (start, stop, value)."""
+def merged(parts: Iterable[Stretch]) -> tuple[Stretch, ...]:
+    """Stretches, each as long as its value lasts.
+
+    >>> merged([(0, 2, 1), (2, 3, 1), (3, 4, 0)])
+    ((0, 3, 1), (3, 4, 0))
+    """
+    joined: list[Stretch] = []
+    for start, stop, value in parts:
+        if joined and joined[-1][2] == value:
+            start = joined.pop()[0]
+        joined.append((start, stop, value))
+    return tuple(joined)
+
+
+def phase_stretches(shown: Iterable[Stretch], reaction_steps: int) -> tuple[Stretch, ...]:
+    """The phases, from the stimuli shown (merged): each that is none of null input is an onset.
+
+    >>> phase_stretches([(0, 2, 0), (2, 3, 1), (3, 9, 0)], reaction_steps=3)
+    ((0, 2, 1), (2, 5, 2), (5, 9, 1))
+    """
+
+    def parts() -> Iterator[Stretch]:
+        window = 0
+        for start, stop, stimulus in shown:
+            if stimulus:
+                window = start + reaction_steps
+            if start < window:
+                yield start, min(stop, window), int(Phase.REACTION)
+            if window < stop:
+                outside = Phase.SUPERVISED if stimulus else Phase.NULL
+                yield max(start, window), stop, int(outside)
+
+    return merged(parts())
+
+
+def filled(parts: Sequence[Stretch], start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+    """The value at each of the timesteps ``start`` to ``stop`` that stretches cover, ``[t]``.
+
+    >>> filled([(0, 3, 7), (3, 9, 8)], 1, 5, torch.int64).tolist()
+    [7, 7, 8, 8]
+    """
+    first = max(0, bisect_right(parts, start, key=itemgetter(0)) - 1)
+    last = bisect_left(parts, stop, key=itemgetter(0))
+    met = [(max(a, start), min(b, stop), value) for a, b, value in parts[first:last]]
+    lengths = torch.tensor([b - a for a, b, _ in met], dtype=torch.int64, device="cpu")
+    values = torch.tensor([value for *_, value in met], dtype=dtype, device="cpu")
+    return values.repeat_interleave(lengths.clamp(min=0))
+
+
+def stretches(values: Sequence[int]) -> Iterator[Stretch]:
+    """The stretches of one value per timestep."""
     start = 0
     for value, group in groupby(values):
         stop = start + sum(1 for _ in group)

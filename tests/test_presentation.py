@@ -663,3 +663,28 @@ def test_entries_shorter_than_a_timestep_are_refused():
     p = Presentation.from_phases([("a", 2, 0), ("b", 10, 1)], dt=2.0)
     with pytest.raises(PresentationError, match="'a' of 2 ms"):
         p.at_dt(5.0)
+
+
+@given(presentations(), st.integers(0, 60), st.integers(0, 60))
+def test_a_part_of_a_long_run_is_made_without_the_rest(drawn, one, other):
+    p = drawn[0]
+    start, stop = sorted((min(one, p.n_timesteps), min(other, p.n_timesteps)))
+    assert torch.equal(p.stimulus_between(start, stop), p.stimulus_at[start:stop])
+    assert torch.equal(p.phases_between(start, stop), p.phase_codes[start:stop])
+    images = torch.rand(max(1, p.n_stimuli), 2, 3)
+    images = images if p.n_stimuli > 1 else images[0]
+    whole = list(p.inputs_at(images))[start:stop]
+    part = list(p.inputs_between(images, start, stop))
+    assert len(part) == stop - start
+    assert all(map(torch.equal, part, whole))
+
+
+def test_a_presentation_holds_nothing_that_grows_with_its_timesteps():
+    def held(n_timesteps):
+        p = Presentation("0120", 1.0, n_timesteps=n_timesteps, reaction_time=20.0)
+        _ = p.onsets, p.describe(), p.targets(torch.zeros(2, 3, dtype=torch.int64)), p.entry_at
+        _ = p.phase_codes, list(p.inputs_at(torch.rand(2, 3, 5)))
+        return len(pickle.dumps(p))
+
+    # Larger numbers are written in a few bytes more.
+    assert held(100_000) <= held(1000) + 100

@@ -443,3 +443,24 @@ def test_samples_without_padding_are_an_ordinary_run():
 def test_the_models_dt_is_the_batchs():
     with pytest.raises(TimingError, match="the presentation"):
         wrapped("sequential_init_hidden")(images_of(5), dvs.PresentationBatch(ones_of(dt=0.5)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(patterns, min_size=1, max_size=5),
+    st.integers(0, 3),
+    st.integers(0, 12),
+    st.integers(0, 12),
+)
+def test_a_part_of_a_batch_is_that_of_the_whole(several, extra, one, other):
+    batch = dvs.PresentationBatch(ones_of(several))
+    batch = dvs.PresentationBatch(batch, batch.n_timesteps + extra)
+    start, stop = sorted(min(t, batch.n_timesteps) for t in (one, other))
+    part = batch.stimulus_between(start, stop), batch.phases_between(start, stop)
+    assert torch.equal(part[0], batch.stimulus_at[start:stop])
+    assert torch.equal(part[1], batch.phase_codes[start:stop])
+    shape = (len(batch), 3) if batch.n_stimuli <= 1 else (batch.n_stimuli, len(batch), 3)
+    images = torch.rand(shape)
+    shown = list(batch.inputs_between(images, start, stop))
+    assert len(shown) == stop - start
+    assert all(map(torch.equal, shown, list(batch.inputs_at(images))[start:stop]))

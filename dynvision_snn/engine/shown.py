@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.errors import WrapError
-from dynvision_snn.presentation import null_like
+from dynvision_snn.presentation import Phase, null_like
 from dynvision_snn.presentation_batch import (
     AnyPresentation,
     PresentationBatch,
@@ -20,7 +20,7 @@ from dynvision_snn.timing import common_dt
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shown:
-    """What a run shows: one input per timestep, after idle null input.
+    """What a run, or a piece of it, shows: one input per timestep, after idle null input.
 
     Attributes:
         n_timesteps, idle_steps: T, and the timesteps before it.
@@ -42,27 +42,63 @@ class Shown:
     lengths: Tensor | None = None
     start: int = 0
 
-    def pieces(self, n_steps: int) -> Iterator[Shown]:
-        """The same in pieces of at most `n_steps`, idle time before the first."""
-        for start in range(0, self.n_timesteps, n_steps):
-            stop = min(start + n_steps, self.n_timesteps)
-            yield replace(
-                self,
-                n_timesteps=stop - start,
-                idle_steps=0 if start else self.idle_steps,
-                steps=self.steps[start:stop],
-                null=None if start else self.null,
-                phases=None if self.phases is None else self.phases[start:stop],
-                active=None if self.active is None else self.active[start:stop],
-                start=start,
-            )
-
     def whole(self) -> Tensor:
         """All of it as one ``[idle + T, B, *features]``."""
         idle = [] if self.null is None else [self.null] * self.idle_steps
         if not idle and isinstance(self.steps, Tensor):
             return self.steps
         return torch.stack([*idle, *self.steps])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Showing:
+    """All that a call shows, checked; what a piece of it needs is made with the piece.
+
+    Attributes:
+        inputs: images, or where `timed` the inputs of every timestep, ``[T, B, *features]``.
+        presentation: the schedule; None for inputs over time that go without one.
+        timed: whether the inputs have time themselves.
+        continued: whether the run goes on from another, and so has no idle time.
+    """
+
+    inputs: Tensor
+    presentation: AnyPresentation | None
+    timed: bool
+    continued: bool
+
+    @property
+    def n_timesteps(self) -> int:
+        """T."""
+        return len(self.inputs) if self.presentation is None else self.presentation.n_timesteps
+
+    def pieces(self, n_steps: int) -> Iterator[Shown]:
+        """The call in pieces of at most `n_steps`, idle time before the first."""
+        for start in range(0, self.n_timesteps, n_steps):
+            yield self.piece(start, min(start + n_steps, self.n_timesteps))
+
+    def piece(self, start: int, stop: int) -> Shown:
+        """The timesteps ``start`` to ``stop``, after idle time where they are the first."""
+        presentation, inputs = self.presentation, self.inputs
+        if presentation is None:
+            return Shown(stop - start, 0, inputs[0], inputs[start:stop], start=start)
+        steps: Tensor | Sequence[Tensor]
+        if self.timed:
+            example, steps = inputs[0], inputs[start:stop]
+        else:
+            example = inputs if presentation.n_stimuli <= 1 else inputs[0]
+            steps = list(presentation.inputs_between(inputs, start, stop))
+        idle_steps = 0 if start or self.continued else presentation.idle_steps
+        null = null_like(example, presentation.null_value) if idle_steps else None
+        phases = presentation.phases_between(start, stop)
+        alike = Shown(stop - start, idle_steps, example, steps, null, phases, start=start)
+        if not isinstance(presentation, PresentationBatch):
+            return alike
+        lengths = presentation.lengths
+        if bool((lengths == presentation.n_timesteps).all()):
+            return alike
+        device = example.device
+        active = (phases != Phase.PADDING).to(device, non_blocking=True)
+        return replace(alike, active=active, lengths=lengths.to(device, non_blocking=True))
 
 
 def shown(
@@ -72,7 +108,7 @@ def shown(
     time_axis: int | None,
     *,
     continued: bool,
-) -> Shown:
+) -> Showing:
     """What a model with timesteps of `dt` ms is to be shown.
 
     Args:
@@ -103,24 +139,8 @@ def shown(
         )
     if time_axis == 1:
         inputs = inputs.transpose(0, 1)
-    if presentation is None:
-        return Shown(inputs.shape[0], 0, inputs[0], inputs)
-    common_dt({"the model": dt, "the presentation": presentation.dt})
-    steps: Tensor | Sequence[Tensor]
-    if time_axis is not None:
-        example, steps = inputs[0], inputs
-        check_timed_inputs(presentation, *inputs.shape[:2])
-    else:
-        example = inputs if presentation.n_stimuli <= 1 else inputs[0]
-        steps = list(presentation.inputs_at(inputs))
-    idle_steps = 0 if continued else presentation.idle_steps
-    null = null_like(example, presentation.null_value) if idle_steps else None
-    alike = Shown(len(steps), idle_steps, example, steps, null, presentation.phase_codes)
-    if not isinstance(presentation, PresentationBatch):
-        return alike
-    active = presentation.active_mask
-    if bool(active.all()):
-        return alike
-    device = example.device
-    lengths = presentation.lengths.to(device, non_blocking=True)
-    return replace(alike, active=active.to(device, non_blocking=True), lengths=lengths)
+    if presentation is not None:
+        common_dt({"the model": dt, "the presentation": presentation.dt})
+        if time_axis is not None:
+            check_timed_inputs(presentation, *inputs.shape[:2])
+    return Showing(inputs, presentation, time_axis is not None, continued)
