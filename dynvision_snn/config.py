@@ -69,23 +69,36 @@ class DataSettings(Settings):
     Attributes:
         factory: ``digits``, or ``package.module:name``: called with `kwargs`, it gives a training
             and a test set of (image, label) pairs, each with a length.
+        timed: whether samples have time themselves, ``[T, *features]``, with one label or ``[T]``;
+            the presentation then says what their timesteps are.
         validation: share of the training set that is held out to validate with; 0 for none.
         n_workers: processes that load data.
     """
 
     factory: str = "digits"
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    timed: bool = False
     validation: Share = 0.1
     n_workers: Annotated[int, Field(ge=0)] = 0
 
+    @property
+    def time_axis(self) -> int | None:
+        """Where a batch has time: samples come first."""
+        return 1 if self.timed else None
+
 
 class VaryingSettings(Settings):
-    """What varies from batch to batch in training; see `training.VaryingPresentation`."""
+    """What varies from batch to batch in training; see `training.VaryingPresentation`.
+
+    Attributes:
+        by_sample: whether each sample of a batch has a draw of its own.
+    """
 
     shuffle: bool = False
     duration: Range | None = None
     onset_jitter: Annotated[float, Field(ge=0)] = 0.0
     reaction_time: Range | None = None
+    by_sample: bool = False
 
 
 class PresentationSettings(Settings):

@@ -177,10 +177,13 @@ def samples_in(batch: Any, time_axis: int | None = None) -> int:
     return n_samples
 
 
-def check_answers(loaded: LoadedBatch, n_classes: int) -> None:
+def check_answers(loaded: LoadedBatch, n_classes: int, *, wait: bool = True) -> None:
     """Refuses answers that no class can be: they would be counted as wrong, or not at all.
 
-    On a GPU it waits.
+    Args:
+        loaded: the batch.
+        n_classes: of the model.
+        wait: whether labels on a GPU are looked at, too, which waits for it.
 
     Raises:
         DataError: naming the label; or if the presentation's ignore_index is a class.
@@ -192,6 +195,8 @@ def check_answers(loaded: LoadedBatch, n_classes: int) -> None:
             f"{n_classes} classes: its samples would not be counted. Expected a value that is no "
             "class, such as -1."
         )
+    if loaded.labels.is_cuda and not wait:
+        return
     answers = loaded.answers
     odd = answers[(answers != ignored) & ((answers < 0) | (answers >= n_classes))]
     if len(odd):

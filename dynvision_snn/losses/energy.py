@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynvision_snn.adapters import Adapter, Adapters, Role
 from dynvision_snn.errors import LossError, known_names
 from dynvision_snn.losses.listening import ListeningLoss
-from dynvision_snn.observation import Observation, Run, Watched, watchable
+from dynvision_snn.observation import Observation, Watched, watchable
 
 Monitor = str | type[nn.Module] | Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 
@@ -200,19 +200,7 @@ class EnergyLoss(ListeningLoss):
         Raises:
             LossError: as `compute_loss`, or a `whole` of fewer timesteps than were observed.
         """
-        n_steps, run = max(self._timesteps.values(), default=0), self._run
-        if run is not None and run.n_timesteps is not None:
-            n_steps = run.n_timesteps  # a layer may be called several times in each
-        energy = self.compute_loss(outputs, targets)
-        if whole is not None:
-            if len(whole) < n_steps:
-                raise LossError(
-                    f"EnergyLoss observed {n_steps} timesteps of a run whose targets (whole=) "
-                    f"have shape {list(whole.shape)}. Expected [T, B], time first, with T at least "
-                    "as large."
-                )
-            energy = energy * _share_of_run(run, n_steps, len(whole), energy.device)
-        return self.apply_reduction(energy)
+        return self._mean_over_time(whole, max(self._timesteps.values(), default=0))
 
     def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
         """The energy of each sample, ``[B]``; empties the accumulators.
@@ -258,15 +246,6 @@ class EnergyLoss(ListeningLoss):
         """The arguments, as the module prints them."""
         p = "inf" if math.isinf(self.p) else f"{self.p:g}"
         return f"reduction={self.reduction!r}, p={p}, monitored={list(self.monitored)}"
-
-
-def _share_of_run(
-    run: Run | None, n_steps: int, n_whole: int, device: torch.device
-) -> float | Tensor:
-    """Which part of the whole run a chunk is; of each sample, ``[B]``, where some are padded."""
-    if run is None or run.lengths is None or run.active is None:
-        return n_steps / n_whole
-    return (run.active.sum(0) / run.lengths.to(run.active.device)).to(device, non_blocking=True)
 
 
 def _monitored(modules: Sequence[Watched], monitor: Monitor | None) -> list[Watched]:

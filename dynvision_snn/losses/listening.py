@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynvision_snn.errors import LossError
 from dynvision_snn.losses.base import BaseLoss
@@ -123,6 +123,38 @@ class ListeningLoss(BaseLoss, Listener):
                 "without being taken in between, so they would be mixed into one mean. Take the "
                 f"loss after every batch, or call reset() to drop what was observed.{causes}"
             )
+
+    def _mean_over_time(self, whole: Tensor | None, n_steps: int = 0) -> Tensor:
+        """The loss, reduced, of values that are means over time.
+
+        Args:
+            whole: where the timesteps observed are a piece of a run, the targets of all of it,
+                ``[T, B]``: the means are then over its timesteps, so that the pieces add up.
+            n_steps: timesteps observed, where no run says it.
+
+        Raises:
+            LossError: as `compute_loss`, or a `whole` of fewer timesteps than were observed.
+        """
+        share = None if whole is None else self._share_of(whole, n_steps)
+        values = self.compute_loss(None, None)
+        if isinstance(share, Tensor):
+            share = share.to(values.device, non_blocking=True)
+        return self.apply_reduction(values if share is None else values * share)
+
+    def _share_of(self, whole: Tensor, n_steps: int) -> float | Tensor:
+        """Which part of the whole was observed; of each sample, ``[B]``, where some are padded."""
+        run = self._run
+        if run is not None and run.n_timesteps is not None:
+            n_steps = run.n_timesteps  # a layer may be called several times in each
+        if len(whole) < n_steps:
+            raise LossError(
+                f"{type(self).__name__} observed {n_steps} timesteps of a run whose targets "
+                f"(whole=) have shape {list(whole.shape)}. Expected [T, B], time first, with T at "
+                "least as large."
+            )
+        if run is None or run.lengths is None or run.active is None:
+            return n_steps / len(whole)
+        return run.active.sum(0) / run.lengths.to(run.active.device)
 
     def _take(self) -> None:
         """Ends the accumulation that the loss is about to be made of."""

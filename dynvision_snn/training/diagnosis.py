@@ -12,32 +12,32 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.finite import Extreme, extremes
+from dynvision_snn.loading import LoadedBatch
 from dynvision_snn.model import TimedModel
 from dynvision_snn.observation import Attachment, Listener, Observation, watchable
-from dynvision_snn.presentation import Presentation
 
 
-def find_trouble(model: TimedModel, images: Tensor, presentation: Presentation | None) -> Extreme:
+def find_trouble(model: TimedModel, loaded: LoadedBatch) -> Extreme:
     """Runs a batch again and looks for the first value that is not finite.
 
-    A parameter comes first, then the images, then what the layers yield, in the order of time and,
+    A parameter comes first, then the inputs, then what the layers yield, in the order of time and,
     within a timestep, of their calls. Where all is finite: the largest value of all.
 
     Args:
         model: the model, with the weights with which the loss went wrong.
-        images: the batch, as the model takes it.
-        presentation: the schedule.
+        loaded: the batch.
     """
     with torch.no_grad():
         for name, parameter in model.net.named_parameters():
             if not bool(parameter.isfinite().all()):
                 return Extreme(name, "parameter", None, _largest(parameter))
-        if images.is_floating_point() and not bool(images.isfinite().all()):
-            return Extreme("the images", "input", None, _largest(images))
+        inputs = loaded.inputs
+        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            return Extreme("the inputs", "input", None, _largest(inputs))
         witness = _Witness()
         attachment = Attachment(model, witness, watchable(model))
         try:
-            model(images, presentation)
+            model(inputs, loaded.presentation, time_axis=loaded.time_axis)
         finally:
             attachment.close()
     return witness.first or witness.largest or Extreme("the loss", "output", None, math.nan)

@@ -101,6 +101,26 @@ class FiringRate(ListeningLoss):
         steps = observation.n_active * output[0, 0].numel()
         self._neuron_steps[name] = self._neuron_steps.get(name, 0) + steps
 
+    def forward(
+        self,
+        outputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        whole: Tensor | None = None,
+    ) -> Tensor:
+        """The rate since it was last taken, reduced over the batch; see `compute_loss`.
+
+        Args:
+            outputs: not looked at.
+            targets: not looked at.
+            whole: where the timesteps observed are a piece of a run, the targets of all of it,
+                ``[T, B]``: the rate is then over its time, so that the pieces add up.
+
+        Raises:
+            LossError: as `compute_loss`, or a `whole` of fewer timesteps than were observed.
+        """
+        return self._mean_over_time(whole)
+
     def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
         """The rate of each sample in Hz, ``[B]``; empties the count.
 

@@ -19,12 +19,17 @@ from dynvision_snn.adapters import Call, Layer, Role
 from dynvision_snn.adapters.base import map_tensors
 from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation import Presentation
+from dynvision_snn.presentation_batch import AnyPresentation
 
 _SILENCED = (Role.SPIKING, Role.ACTIVATION)
 
 
-def silent_budget(model: TimedModel, images: Tensor, presentation: Presentation) -> EnergyBudget:
+def silent_budget(
+    model: TimedModel,
+    images: Tensor,
+    presentation: AnyPresentation,
+    time_axis: int | None = None,
+) -> EnergyBudget:
     """What a batch costs if no neuron fires, per sample.
 
     Weights inside spiking layers receive their own spikes, which a library may keep out of reach;
@@ -34,9 +39,10 @@ def silent_budget(model: TimedModel, images: Tensor, presentation: Presentation)
         model: the wrapped model; left as it was.
         images: ``[B, *features]``.
         presentation: the schedule.
+        time_axis: where the inputs have time themselves, as the model takes it.
     """
     with torch.no_grad(), _silenced(model), EnergyMeter(model) as meter:
-        model(images, presentation)
+        model(images, presentation, time_axis=time_axis)
     budget = meter.budget()
     firing = [layer.name for layer in model.layers() if layer.traits.role in _SILENCED]
     inner = tuple(f"{name}.recurrent" for name in firing)

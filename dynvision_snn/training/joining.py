@@ -1,10 +1,10 @@
-"""Losses over parts of a batch, so that the parts together give the loss of the whole.
+"""Losses over the processes' shares of a batch, which together give the loss of the whole.
 
-The parts are the processes' shares of a global batch, or the chunks of truncated back-propagation,
-or both. A mean over a part does not add up to the mean over the whole where parts count
-differently (unequal numbers of supervised timesteps, a last batch that does not divide): each
-part's mean is weighed by its own count over the whole count. DistributedDataParallel takes the
-mean of the gradients of `n` processes, so a process weighs by `n` times that.
+A mean over a share does not add up to the mean over the whole where shares count differently
+(unequal numbers of supervised timesteps, a last batch that does not divide): each share's mean is
+weighed by its own count over the whole count. DistributedDataParallel takes the mean of the
+gradients of `n` processes, so a process weighs by `n` times that. (The chunks of truncated
+back-propagation need no such weighing: losses that are told the `whole` run add up by themselves.)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dynvision_snn.energy import EnergyBudget, EnergyMeter
+from dynvision_snn.errors import LossError
 from dynvision_snn.losses import BaseLoss, Criterion
 
 
@@ -64,16 +65,13 @@ def joined_mean(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Joined:
-    """A criterion's value over the whole of which this process saw a part.
+    """A criterion's value over the whole of which this process saw a share, detached.
 
     Attributes:
-        loss: what to back-propagate here: its gradients, averaged over processes, are those of
-            the loss of the whole.
-        total: the loss of the whole, detached.
-        components: the losses of the whole by label, unweighted, detached.
+        total: the loss.
+        components: the losses by label, unweighted.
     """
 
-    loss: Tensor
     total: Tensor
     components: Mapping[str, Tensor]
 
@@ -81,60 +79,101 @@ class Joined:
 def counts(criterion: Criterion, targets: Tensor) -> Tensor:
     """What each loss's mean divides by, float64 ``[losses]``; 1 for a loss that is a sum.
 
-    A loss without a mask takes its mean over samples and timesteps.
+    A loss of a model takes its mean over samples; one without a mask over all timesteps, too.
 
     Args:
         criterion: the losses.
         targets: ``[T, B]``.
     """
-    everything = torch.tensor(float(targets.numel()), dtype=torch.float64, device=targets.device)
+
+    def number(value: int | Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=targets.device)
+
     found = []
     for loss in map(_base_loss, criterion.losses):
-        valid = (
-            loss.count_valid(targets) if loss.reduction == "mean" else torch.ones_like(everything)
-        )
-        found.append(everything if valid is None else valid.to(everything))
+        if loss.reduction != "mean":
+            found.append(number(1))
+        elif loss.needs_model:
+            found.append(number(targets.shape[1]))
+        else:
+            valid = loss.count_valid(targets)
+            found.append(number(targets.numel() if valid is None else valid))
     return torch.stack(found)
 
 
-def joined_loss(
-    criterion: Criterion, outputs: Tensor, targets: Tensor, whole: Tensor | None = None
-) -> Joined:
-    """The criterion over a part, weighed so that parts add up.
+class JoinedLoss:
+    """A criterion over a batch that processes share; each may take its share in pieces of a run.
+
+    Every process must build one for each batch, take its loss at least once, and ask for the whole.
 
     Args:
         criterion: the losses.
-        outputs: of this part, ``[T, B, C]``.
-        targets: of this part, ``[T, B]``.
-        whole: `counts` of everything that this process is going to see of the batch, where this
-            is only a chunk of it.
-
-    Raises:
-        LossError: as the criterion does.
+        targets: of this process's share, ``[T, B]``.
+        in_pieces: whether the run comes in several pieces, one after the other.
     """
-    processes = world_size()
-    if processes == 1 and whole is None:
-        loss = criterion(outputs, targets)
-        return Joined(loss, loss.detach(), criterion.components)
-    values = criterion.values(outputs, targets)
+
+    def __init__(self, criterion: Criterion, targets: Tensor, *, in_pieces: bool = False) -> None:
+        self._criterion, self._targets = criterion, targets
+        self._whole = targets if in_pieces else None
+        self._factors = _factors(criterion, targets) if world_size() > 1 else None
+        self._sums: dict[str, Tensor] = {}
+        self._total: Tensor | None = None
+
+    def __call__(self, outputs: Tensor, steps: slice = slice(None)) -> Tensor:
+        """What to back-propagate here, so that the mean over processes is that of the whole.
+
+        Args:
+            outputs: ``[t, B, C]``.
+            steps: which timesteps of the run these are; by default all.
+
+        Raises:
+            LossError: as the criterion does.
+        """
+        criterion, targets = self._criterion, self._targets[steps]
+        if self._factors is None:
+            loss = criterion(outputs, targets, whole=self._whole)
+            values = criterion.components
+        else:
+            taken = criterion.values(outputs, targets, whole=self._whole)
+            weights = criterion.weights
+            loss = torch.stack(
+                [
+                    weights[label] * world_size() * factor.to(value.dtype) * value
+                    for (label, value), factor in zip(taken.items(), self._factors, strict=True)
+                ]
+            ).sum()
+            values = {
+                label: value.detach().to(factor) * factor
+                for (label, value), factor in zip(taken.items(), self._factors, strict=True)
+            }
+        self._sums = {label: value + self._sums.get(label, 0) for label, value in values.items()}
+        self._total = loss.detach() if self._total is None else self._total + loss.detach()
+        return loss
+
+    def whole(self) -> Joined:
+        """The losses over all processes and pieces; every process must call it, once.
+
+        Raises:
+            LossError: if the loss was not taken yet.
+        """
+        if self._total is None:
+            raise LossError("the loss of this batch was not taken yet; run the model first.")
+        if self._factors is None:
+            return Joined(self._total, self._sums)
+        over_all = summed(torch.stack(list(self._sums.values())))
+        components = dict(zip(self._sums, over_all.unbind(), strict=True))
+        weights = self._criterion.weights
+        total = torch.stack([weights[label] * value for label, value in components.items()]).sum()
+        return Joined(total, components)
+
+
+def _factors(criterion: Criterion, targets: Tensor) -> Tensor:
+    """The weight of this process's share of each loss, ``[losses]``."""
     part = counts(criterion, targets)
     is_mean = torch.tensor(
         [_base_loss(loss).reduction == "mean" for loss in criterion.losses], device=part.device
     )
-    total_count = torch.where(is_mean, summed(part if whole is None else whole), 1.0)
-    share = part / total_count.clamp(min=1e-12)
-    detached = torch.stack([value.detach().to(part) for value in values.values()])
-    over_all = summed(detached * share)
-    weights = criterion.weights
-    loss = torch.stack(
-        [
-            weights[label] * processes * factor.to(value.dtype) * value
-            for (label, value), factor in zip(values.items(), share, strict=True)
-        ]
-    ).sum()
-    components = dict(zip(values, over_all.unbind(), strict=True))
-    total = torch.stack([weights[label] * value for label, value in components.items()]).sum()
-    return Joined(loss, total, components)
+    return part / torch.where(is_mean, summed(part), 1.0).clamp(min=1e-12)
 
 
 def joined_budget(meter: EnergyMeter) -> EnergyBudget:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynvision_snn.errors import LossError
-from dynvision_snn.loading import arrange
+from dynvision_snn.loading import LoadedBatch, check_answers, device_of
 from dynvision_snn.losses import Criterion
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation_batch import AnyPresentation
+from dynvision_snn.sources import PresentationSource, loaded_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,15 @@ class Epoch:
 
 def fit(
     model: TimedModel,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    presentation: AnyPresentation,
+    loader: Iterable[Any],
+    presentation: PresentationSource,
     criterion: Criterion,
     optimizer: Optimizer,
     *,
     epochs: int,
     time_axis: int | None = None,
+    truncate: float | None = None,
+    seed: int = 0,
     scheduler: LRScheduler | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
@@ -48,13 +51,20 @@ def fit(
 
     Args:
         model: the model; trained in place, left in training mode.
-        loader: batches of images ``[B, *features]`` and labels ``[B]``; iterated once per epoch.
-        presentation: the schedule that every batch is shown by; a `PresentationBatch` is of every
-            batch's samples in their order.
+        loader: batches of images ``[B, *features]`` and labels ``[B]``, as in `simulate`; iterated
+            once per epoch.
+        presentation: the schedule; one for each sample of the loader, in its order, anew in every
+            epoch (`PresentationBatch`); a function of the number of samples and a generator, which
+            draws one, or one for each sample, for each batch (a `VaryingPresentation` is one); or
+            None where the loader yields it as the third part of every batch.
         criterion: from `build_criterion`, its hooks on `model`.
         optimizer: over the model's parameters.
         epochs: how often the loader is run through.
         time_axis: as in `simulate`, for a loader whose inputs have time themselves.
+        truncate: chunks of truncated back-propagation through time, in ms (`TimedModel.chunks`):
+            the gradient stops between chunks, and only one chunk's graph is held; the losses of the
+            chunks add up to the loss of the run.
+        seed: of the draws, which depend on it, the epoch (from 0) and the number of the batch.
         scheduler: of the learning rate, stepped after each epoch.
         on_epoch: called after each epoch.
 
@@ -63,21 +73,19 @@ def fit(
 
     Raises:
         LossError: if the loss is NaN or infinite, or the loader is empty.
-        DataError, PresentationError: if what the loader yields does not fit.
+        DataError, PresentationError: if what the loader yields does not fit, or a label is no class
+            of the model (of labels on a GPU the loss tells, later).
     """
     model.train()
-    device = next(model.parameters()).device
+    device = device_of(model)
     history: list[Epoch] = []
     for number in range(1, epochs + 1):
         values: list[Tensor] = []
-        for batch in loader:
-            loaded = arrange(batch, presentation, time_axis).to(device)
-            run = model(loaded.inputs, presentation, time_axis=loaded.time_axis)
-            loss = criterion(run.membrane, loaded.targets)
+        batches = loaded_batches(loader, presentation, time_axis, seed=seed, epoch=number - 1)
+        for loaded in batches:
             optimizer.zero_grad()
-            loss.backward()
+            values.append(_back_propagated(model, loaded, device, criterion, truncate))
             optimizer.step()
-            values.append(torch.stack([loss.detach(), *criterion.components.values()]))
         if not values:
             raise LossError(f"the loader gave no batch in epoch {number}; expected at least one.")
         total, *components = torch.stack(values).mean(0).tolist()
@@ -94,3 +102,24 @@ def fit(
         if on_epoch is not None:
             on_epoch(epoch)
     return history
+
+
+def _back_propagated(
+    model: TimedModel,
+    loaded: LoadedBatch,
+    device: torch.device,
+    criterion: Criterion,
+    truncate: float | None,
+) -> Tensor:
+    """Sets the gradients of a batch; its loss and the criterion's components, ``[1 + losses]``."""
+    on_device = loaded.to(device)
+    targets = on_device.targets
+    whole = None if truncate is None else targets
+    pieces = []
+    for run in on_device.runs(model, truncate):
+        # Before they are moved, so that no device is waited for.
+        check_answers(loaded, run.membrane.shape[-1], wait=False)
+        loss = criterion(run.membrane, targets[run.steps], whole=whole)
+        loss.backward()
+        pieces.append(torch.stack([loss.detach(), *criterion.components.values()]))
+    return torch.stack(pieces).sum(0)

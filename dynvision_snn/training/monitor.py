@@ -297,19 +297,22 @@ class LayerProbe(Listener):
             attachment.close()
 
     def begin_run(self, run: Run) -> None:
-        """Each run counts alone: the figures are of the last one."""
+        """Each run counts alone, its chunks together: the figures are of the last one."""
         self._dt = run.dt
-        self._layers = {}
+        if run.start == 0:
+            self._layers = {}
 
     @torch.no_grad()
     def observe(self, observation: Observation) -> None:
         """Adds the counts of one observation."""
         if observation.recomputed or observation.output is None or observation.layer is None:
             return
-        values = observation.output.detach()
+        values = observation.without_padding(observation.output.detach())
         spikes = values.ne(0).sum((0, 1)) if observation.layer.traits.role is Role.SPIKING else None
         sums = self._layers.setdefault(observation.name, _Sums(observation.layer.traits.role))
-        sums.add(spikes, values.abs().max(), values.shape[0] * values.shape[1])
+        n_active = observation.n_active
+        counted = n_active * values.shape[1] if isinstance(n_active, int) else n_active.sum()
+        sums.add(spikes, values.abs().max(), counted)
 
     def figures(self) -> dict[str, LayerFigures]:
         """The figures by layer; waits for the device."""
@@ -323,9 +326,9 @@ class _Sums:
     role: Role
     spikes: Tensor | None = None
     largest: Tensor | None = None
-    counted: int = 0
+    counted: int | Tensor = 0
 
-    def add(self, spikes: Tensor | None, largest: Tensor, counted: int) -> None:
+    def add(self, spikes: Tensor | None, largest: Tensor, counted: int | Tensor) -> None:
         self.counted += counted
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         if spikes is not None:

@@ -28,6 +28,7 @@ class TrainingState:
 
     Attributes:
         sums: of the epoch so far.
+        n_samples: that this process saw of the epoch so far.
         meter: has measured one batch of the epoch; None before it.
         readout: the layer that is decoded; None where the model's output is.
         floor_checked: whether the energy limit was compared with what cannot be changed.
@@ -42,6 +43,7 @@ class TrainingState:
     def begin_epoch(self) -> None:
         """Nothing of the epoch has been seen yet."""
         self.sums = EpochSums()
+        self.n_samples = 0
         self.meter: EnergyMeter | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class TrainingState:
         return {
             "schema": SCHEMA,
             "floor_checked": self.floor_checked,
+            "n_samples": self.n_samples,
             "sums": _from_all(self.sums.state_dict()),
             "random": _from_all(random_state()),
         }
@@ -66,6 +69,7 @@ class TrainingState:
             )
         restored = cls()
         restored.floor_checked = state["floor_checked"]
+        restored.n_samples = state["n_samples"]
         if len(state["sums"]) != world_size():
             # The random numbers of other processes are not this one's; a new count begins.
             return restored

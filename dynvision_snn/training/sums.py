@@ -7,33 +7,30 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dynvision_snn.presentation import Phase, Presentation
-from dynvision_snn.readout import stimulus_asked
+from dynvision_snn.loading import LoadedBatch
+from dynvision_snn.presentation import Phase
 
 PHASES = (Phase.NULL, Phase.REACTION, Phase.SUPERVISED)
 
 
-def phase_hits(membrane: Tensor, labels: Tensor, presentation: Presentation) -> Tensor:
+def phase_hits(membrane: Tensor, loaded: LoadedBatch, steps: slice = slice(None)) -> Tensor:
     """Right answers and answers by phase: float64 ``[2, 3]``, columns as `PHASES`.
 
     An answer is about the stimulus shown, or the last one shown. Where all classes are equal none
     is right. Unlike `readout.decode` it does not look for NaN, which would wait for the device.
 
     Args:
-        membrane: ``[T, B, classes]``.
-        labels: ``[B]``, or ``[K, B]`` of K stimuli.
-        presentation: the schedule of T timesteps.
+        membrane: ``[t, B, classes]``.
+        loaded: the batch, on the same device.
+        steps: which of its timesteps these are; by default all.
     """
-    top, decoded = membrane.detach().max(-1)
-    decided = top != membrane.detach().amin(-1)
-    asked = (stimulus_asked(presentation.stimulus_at) - 1).clamp(min=0)
-    answers = labels if labels.ndim == 1 else labels[asked.to(labels.device)]
-    counted = (answers != presentation.ignore_index).expand_as(decoded)
-    right = (decoded == answers) & decided & counted
-    by_timestep = torch.stack([right.sum(1), counted.sum(1)]).double()
-    codes = presentation.phase_codes
-    masks = torch.stack([codes == phase for phase in PHASES], dim=1).double()
-    return by_timestep @ masks.to(by_timestep.device)
+    membrane, answers = membrane.detach(), loaded.answers[steps]
+    top, decoded = membrane.max(-1)
+    counted = answers != loaded.presentation.ignore_index
+    right = (decoded == answers) & (top != membrane.amin(-1)) & counted
+    codes = loaded.phase_codes[steps]
+    found = torch.stack([right, counted])
+    return torch.stack([(found & (codes == phase)).sum((1, 2)) for phase in PHASES], 1).double()
 
 
 class EpochSums:

@@ -32,7 +32,7 @@ from dynvision_snn.energy.pricing import TERM_NAMES
 from dynvision_snn.errors import EnergyWarning, LossError, TrainingError, known_names
 from dynvision_snn.losses import BaseLoss, EnergyLoss, SynopsLoss
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation import Presentation
+from dynvision_snn.presentation_batch import AnyPresentation
 from dynvision_snn.training.firing import FiringRate
 from dynvision_snn.training.floor import silent_budget
 from dynvision_snn.training.joining import joined_mean, summed
@@ -48,7 +48,9 @@ class EnergyTarget(BaseLoss):
 
     One term of a criterion, with weight 1 there. Each call in training mode takes the energy of
     the batch (of all processes' shares of it) and moves the weight; in evaluation mode the weight
-    stays. The multiplier is a buffer: it is saved with the criterion and goes on where it was.
+    stays. Of a run in pieces, whose energy is known at its end alone, the weight moves there: its
+    pieces are priced by the weight of the batch before. The multiplier is a buffer: it is saved
+    with the criterion and goes on where it was.
 
     Args:
         limit: what the energy may be at most, per sample, in `unit`.
@@ -118,6 +120,7 @@ class EnergyTarget(BaseLoss):
         self.register_buffer("weight", torch.zeros(()))
         self.register_buffer("room", torch.tensor(self.limit))
         self.register_buffer("energy", torch.full((), math.nan), persistent=False)
+        self._pieces: tuple[int, Tensor | float] = (0, 0.0)
 
     def register_hooks(self, model: nn.Module) -> None:
         """Starts to observe `model`."""
@@ -130,18 +133,57 @@ class EnergyTarget(BaseLoss):
     def reset(self) -> None:
         """Forgets what was observed since the loss was last taken; the weight stays."""
         self.measure.reset()
+        self._pieces = (0, 0.0)
+
+    def forward(
+        self,
+        outputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        whole: Tensor | None = None,
+    ) -> Tensor:
+        """The penalty, reduced over the batch; see `compute_loss`.
+
+        Args:
+            outputs: not looked at.
+            targets: with `whole`, those of the piece, ``[t, B]``.
+            whole: where what was observed is a piece of a run, the targets of all of it,
+                ``[T, B]``. The pieces must come one after the other, and all of them.
+
+        Raises:
+            LossError: as `compute_loss`; or for a piece in a unit whose pieces do not add up.
+        """
+        if whole is None or targets is None:
+            return super().forward(outputs, targets, whole=whole)
+        energies = self.measure(None, None, whole=whole)
+        n_before, energy = self._pieces
+        n_steps, energy = n_before + len(targets), energy + energies.detach()
+        self._pieces = (n_steps, energy)
+        penalty = self.apply_reduction(self.weight * energies / self.room)
+        if n_steps >= len(whole):
+            self._pieces = (0, 0.0)
+            self._take(energy)
+        return penalty
 
     def compute_loss(self, outputs: Any = None, targets: Any = None) -> Tensor:
         """The penalty of each sample, ``[B]``: ``weight * energy / room``."""
         energies = self.measure.compute_loss(None, None)
+        self._take(energies)
+        return self.weight * energies / self.room
+
+    def _take(self, energies: Tensor) -> None:
+        """The energy of each sample of a batch, ``[B]``: moves the weight, in training."""
         if self.training and torch.is_grad_enabled():
             self._move(joined_mean(energies))
         else:
             self.energy = energies.detach().mean()
-        return self.weight * energies / self.room
 
     def check_reachable(
-        self, model: TimedModel, images: Tensor, presentation: Presentation
+        self,
+        model: TimedModel,
+        images: Tensor,
+        presentation: AnyPresentation,
+        time_axis: int | None = None,
     ) -> None:
         """Refuses a limit below what the model costs when none of its neurons fires.
 
@@ -151,13 +193,14 @@ class EnergyTarget(BaseLoss):
             model: the wrapped model.
             images: a batch as it is trained on, ``[B, *features]``.
             presentation: the schedule.
+            time_axis: where the inputs have time themselves, as the model takes it.
 
         Raises:
             TrainingError: giving that cost; or for a profile that cannot price the model.
         """
         if self.unit not in ("synops", "joules"):
             return
-        parts = self._floor(silent_budget(model, images, presentation), images.device)
+        parts = self._floor(silent_budget(model, images, presentation, time_axis), images.device)
         floor = sum(parts.values())
         if self.limit < floor:
             symbol = SYMBOLS[self.unit]
@@ -223,7 +266,7 @@ def _measure(
 ) -> BaseLoss:
     """The loss whose elementwise values are the energy of each sample in `unit`."""
     if unit == "activity":
-        return EnergyLoss(p=1, adapters=adapters)
+        return EnergyLoss("none", p=1, adapters=adapters)
     if unit == "hertz":
-        return FiringRate(adapters=adapters)
-    return SynopsLoss(profile=profile, relative=False, adapters=adapters)
+        return FiringRate("none", adapters=adapters)
+    return SynopsLoss("none", profile=profile, relative=False, adapters=adapters)

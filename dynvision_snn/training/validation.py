@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dynvision_snn.energy import EnergyBudget, EnergyMeter, HardwareProfile
 from dynvision_snn.errors import DataError, EnergyWarning
+from dynvision_snn.loading import LoadedBatch, check_answers
 from dynvision_snn.losses import Criterion, CrossEntropyLoss
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation import Presentation
 from dynvision_snn.training.joining import counts, joined_budget, summed
 from dynvision_snn.training.sums import phase_hits
 from dynvision_snn.training.target import EnergyTarget
@@ -86,30 +86,44 @@ class Validation:
     Args:
         model: the wrapped model.
         criterion: the training's, its hooks on the model.
-        presentation: the schedule.
+        every: length in ms of the pieces that each run is taken in; None for whole runs.
+
+    Attributes:
+        n_samples: measured so far.
     """
 
-    def __init__(self, model: TimedModel, criterion: Criterion, presentation: Presentation) -> None:
-        self._model, self._criterion, self._presentation = model, criterion, presentation
+    def __init__(self, model: TimedModel, criterion: Criterion, every: float | None = None) -> None:
+        self._model, self._criterion, self._every = model, criterion, every
+        self.n_samples = 0
         self._meter = EnergyMeter(model)
         self._meter.__enter__()
         self._sums: Tensor | None = None
         self._hits: Tensor | None = None
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """One batch."""
-        targets = self._presentation.targets(labels)
+    def step(self, loaded: LoadedBatch) -> None:
+        """One batch, on the model's device.
+
+        Raises:
+            DataError: for a label that is no class.
+        """
+        self.n_samples += loaded.n_samples
+        targets = loaded.targets
+        whole = None if self._every is None else targets
+        taken, hits = [], []
         with torch.no_grad(), _left_alone(self._criterion) as target:
-            run = self._model(images, self._presentation)
-            values = self._criterion.values(run.membrane, targets)
+            for run in loaded.runs(self._model, self._every):
+                check_answers(loaded, run.membrane.shape[-1])
+                values = self._criterion.values(run.membrane, targets[run.steps], whole=whole)
+                taken.append(torch.stack([value.double() for value in values.values()]))
+                hits.append(phase_hits(run.membrane, loaded, run.steps))
             part = counts(self._criterion, targets)
-            found = torch.stack([value.to(part) for value in values.values()])
             energy = part.new_zeros(()) if target is None else target.energy.to(part)
-            n_samples = part.new_tensor(float(run.membrane.shape[1]))
-            step = torch.cat([found * part, part, torch.stack([energy * n_samples, n_samples])])
-        hits = phase_hits(run.membrane, labels, self._presentation)
+        n_samples = part.new_tensor(float(loaded.n_samples))
+        found = torch.stack(taken).sum(0).to(part)
+        step = torch.cat([found * part, part, torch.stack([energy * n_samples, n_samples])])
         self._sums = step if self._sums is None else self._sums + step
-        self._hits = hits if self._hits is None else self._hits + hits
+        right = torch.stack(hits).sum(0)
+        self._hits = right if self._hits is None else self._hits + right
 
     def finish(self, profile: HardwareProfile, device: torch.device) -> ValidationFigures:
         """The figures over all processes; every process must call it.

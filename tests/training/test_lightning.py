@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import dynvision_snn as dvs
 from dynvision_snn.config import parse_config
-from dynvision_snn.errors import ConfigError, DataError, LossError, TrainingError, WrapError
+from dynvision_snn.errors import ConfigError, DataError, TrainingError, WrapError
 from dynvision_snn.losses import build_criterion
 from dynvision_snn.training import (
     EnergyMonitor,
@@ -360,7 +360,7 @@ def test_bad_data_is_told():
     images = torch.rand(8, FEATURES)
     classifier = TimedClassifier(_model(), PRESENTATION, CRITERION)
     beyond = DataLoader(list(zip(images, torch.full((8,), CLASSES), strict=True)), 4)
-    _raises(LossError, f"target {CLASSES}. Expected a class", classifier, beyond)
+    _raises(DataError, f"the label {CLASSES}; expected one of the model's", classifier, beyond)
     _raises(DataError, "expected pairs", classifier, DataLoader(images, 4))
 
 

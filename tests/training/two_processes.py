@@ -21,7 +21,7 @@ from dynvision_snn.config import load_config
 from dynvision_snn.energy import EnergyMeter
 from dynvision_snn.losses import build_criterion
 from dynvision_snn.training import EnergyTarget
-from dynvision_snn.training.joining import joined_budget, joined_loss
+from dynvision_snn.training.joining import JoinedLoss, joined_budget
 from dynvision_snn.training.lightning import TimedClassifier, train
 
 
@@ -34,7 +34,8 @@ class Step(nn.Module):
 
     def forward(self, images, labels):
         run = self.model(images, self.presentation)
-        return joined_loss(self.criterion, run.membrane, self.presentation.targets(labels))
+        losses = JoinedLoss(self.criterion, self.presentation.targets(labels))
+        return losses(run.membrane), losses.whole()
 
 
 def parts_of_a_batch():
@@ -62,8 +63,8 @@ def step(build, images, labels, *, parallel: bool) -> dict[str, object]:
     inner = Step(model, criterion, presentation)
     outer = DistributedDataParallel(inner, broadcast_buffers=False) if parallel else inner
     with EnergyMeter(model) as meter:
-        joined = outer(images, labels)
-    joined.loss.backward()
+        loss, joined = outer(images, labels)
+    loss.backward()
     budget = joined_budget(meter)
     return {
         "total": joined.total,

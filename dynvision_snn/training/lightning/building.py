@@ -111,6 +111,7 @@ def build_classifier(config: TrainingConfig, model: TimedModel) -> TimedClassifi
         duration=varying.duration,
         onset_jitter=varying.onset_jitter,
         reaction_time=varying.reaction_time,
+        by_sample=varying.by_sample,
     )
     criterion: list[Any] = [loss.model_dump() for loss in config.criterion]
     if target is not None:
@@ -125,8 +126,9 @@ def build_classifier(config: TrainingConfig, model: TimedModel) -> TimedClassifi
         )
     return TimedClassifier(
         model,
-        presentation,
+        presentation if presentation.varies else presentation.base,
         criterion,
+        time_axis=config.data.time_axis,
         optimizer=config.optimizer.name,
         optimizer_kwargs=config.optimizer.kwargs,
         scheduler=None if scheduler is None else scheduler.name,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
@@ -19,14 +20,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dynvision_snn.energy import EnergyMeter, HardwareProfile, resolve_profile
-from dynvision_snn.errors import DataError, TrainingError, WrapError
+from dynvision_snn.errors import TrainingError, WrapError
+from dynvision_snn.loading import LoadedBatch, check_answers
 from dynvision_snn.losses import BaseLoss, Criterion, CrossEntropyLoss, EnergyLoss, build_criterion
 from dynvision_snn.model import TimedModel
-from dynvision_snn.presentation import Presentation
-from dynvision_snn.timing import nearest_steps
+from dynvision_snn.presentation import Phase
+from dynvision_snn.sources import Place, PresentationSource, load
 from dynvision_snn.training.diagnosis import find_trouble
-from dynvision_snn.training.joining import Joined, joined_budget, joined_loss, summed
-from dynvision_snn.training.lightning.truncation import back_propagated
+from dynvision_snn.training.joining import (
+    Joined,
+    JoinedLoss,
+    joined_budget,
+    rank,
+    summed,
+    world_size,
+)
+from dynvision_snn.training.lightning.truncation import back_propagate
 from dynvision_snn.training.monitor import EpochFigures
 from dynvision_snn.training.optimizing import (
     OptimizerLike,
@@ -47,7 +56,10 @@ DIVERGED = 1e4
 class TimedClassifier(LightningModule):
     """Trains a wrapped model in biological time, with Lightning as its engine.
 
-    Batches are pairs (images ``[B, *features]``, labels ``[B]``), as everywhere in this package.
+    Batches are (images ``[B, *features]``, labels ``[B]``); or, with `time_axis`, inputs that have
+    time themselves and labels per sample or timestep; a third part may be their presentation: as
+    everywhere in this package (see `dynvision_snn.sources`). Labels that are no class stop the
+    training before a step is taken by them; on a GPU the loss finds those that are supervised.
 
     Logged at the end of every epoch: ``train_loss``; each loss by its label, raw and as weighted,
     ``loss/CrossEntropyLoss`` and ``loss/CrossEntropyLoss_weighted``; ``train_accuracy`` over
@@ -66,10 +78,16 @@ class TimedClassifier(LightningModule):
 
     Args:
         model: the wrapped model.
-        presentation: the schedule; a `VaryingPresentation` varies in training, and validates by its
-            base.
+        presentation: the schedule; one for each sample of the loader, in its order, anew in every
+            epoch (`PresentationBatch`; one process only); a function of the number of samples and a
+            generator, which draws one, or one for each sample, for each batch, as a function of
+            (seed, epoch, batch); or None where the loader yields it.
         criterion: as `build_criterion` takes it, `EnergyTarget` instances included; or a
             `Criterion` whose hooks are on `model`.
+        validation_presentation: what is shown in validation and test; by default the base of a
+            `VaryingPresentation`, or else the same source, of which each validation draws what the
+            first epoch does.
+        time_axis: where inputs have time themselves, as in `simulate`.
         optimizer: a name in ``torch.optim``, a class, a function of parameters, or an optimizer.
         optimizer_kwargs: its arguments.
         scheduler: likewise, of ``torch.optim.lr_scheduler``; None for a constant learning rate.
@@ -77,9 +95,10 @@ class TimedClassifier(LightningModule):
         scheduler_interval: whether the scheduler moves at every ``"epoch"`` or ``"step"``.
         scheduler_monitor: what a ReduceLROnPlateau looks at.
         profile: hardware profile that joules are logged for.
-        truncate: chunks of truncated back-propagation through time, in ms. The gradient stops
-            between chunks, and only one chunk's graph is held. Gradients are then clipped by
-            `gradient_clip` and not by the Trainer, which does not clip by hand.
+        truncate: chunks of truncated back-propagation through time, in ms (`TimedModel.chunks`).
+            The gradient stops between chunks, and only one chunk's graph is held; the losses of
+            the chunks add up to the loss of the run. Validation runs in such chunks, too. Gradients
+            are then clipped by `gradient_clip` and not by the Trainer, which does not clip by hand.
         gradient_clip: largest norm of the gradient, with `truncate`.
         seed: of the presentations' draws.
 
@@ -93,9 +112,11 @@ class TimedClassifier(LightningModule):
     def __init__(
         self,
         model: TimedModel,
-        presentation: Presentation | VaryingPresentation,
+        presentation: PresentationSource,
         criterion: Criterion | Sequence[Any],
         *,
+        validation_presentation: PresentationSource = None,
+        time_axis: int | None = None,
         optimizer: OptimizerLike = "Adam",
         optimizer_kwargs: Mapping[str, Any] | None = None,
         scheduler: SchedulerLike | None = None,
@@ -114,11 +135,9 @@ class TimedClassifier(LightningModule):
                 "it first: dvs.wrap(net, dt=...)."
             )
         self.model = model
-        self.varying = (
-            presentation
-            if isinstance(presentation, VaryingPresentation)
-            else VaryingPresentation(base=presentation)
-        )
+        self.presentation = presentation
+        self.validation_presentation = _validated_by(presentation, validation_presentation)
+        self.time_axis = time_axis
         self.criterion = (
             criterion
             if isinstance(criterion, Criterion)
@@ -129,23 +148,22 @@ class TimedClassifier(LightningModule):
         self._optimizer = (optimizer, dict(optimizer_kwargs or {}))
         self._scheduler = (scheduler, dict(scheduler_kwargs or {}))
         self._scheduler_settings = {"interval": scheduler_interval, "monitor": scheduler_monitor}
-        self._chunk = None if truncate is None else max(1, nearest_steps(truncate, model.dt))
+        self._every = truncate
         self._gradient_clip = gradient_clip
-        self.automatic_optimization = self._chunk is None
-        if self._chunk and self.target is not None and self.target.unit in ("synops", "joules"):
+        self.automatic_optimization = truncate is None
+        if (
+            truncate is not None
+            and self.target is not None
+            and self.target.unit in ("synops", "joules")
+        ):
             raise TrainingError(
-                f"a limit in {self.target.unit} is of a whole run, of which truncated "
+                f"a limit in {target.unit} is of a whole run, of which truncated "
                 "back-propagation sees a chunk at a time; limit 'hertz' or 'activity' instead."
             )
         self._state = TrainingState()
         self._validation: Validation | None = None
 
     # -- what it is made of ------------------------------------------------------------------------
-
-    @property
-    def presentation(self) -> Presentation:
-        """The schedule that is validated by."""
-        return self.varying.base
 
     @property
     def target(self) -> EnergyTarget | None:
@@ -156,12 +174,6 @@ class TimedClassifier(LightningModule):
     def readout(self) -> str | None:
         """The layer that was decoded last; None where the model's output is, or before a run."""
         return self._state.readout
-
-    def presentation_at(self, epoch: int, batch: int) -> Any:
-        """The schedule of one training batch."""
-        if not self.varying.varies:
-            return self.varying.base
-        return self.varying.at(self.seed, epoch, batch)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the scheduler in Lightning's form."""
@@ -202,26 +214,54 @@ class TimedClassifier(LightningModule):
         """A new epoch's sums begin at zero."""
         self._state.begin_epoch()
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Moves inputs and labels; the presentation that came with them stays as it is."""
+        if not isinstance(batch, tuple | list):
+            return batch
+        move = super().transfer_batch_to_device
+        return [
+            move(part, device, dataloader_idx) if isinstance(part, Tensor) else part
+            for part in batch
+        ]
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """One batch: one run, one loss; with truncation also the optimizer's step."""
-        images, labels = _pair(batch)
-        presentation = self.presentation_at(self.current_epoch, batch_idx)
-        targets = presentation.targets(labels)
+        place = Place(
+            seed=self.seed,
+            epoch=self.current_epoch,
+            batch=batch_idx,
+            n_before=self._state.n_samples,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        loaded = load(batch, self.presentation, self.time_axis, place)
+        self._state.n_samples += loaded.n_samples
         if self.target is not None and not self._state.floor_checked:
             self._state.floor_checked = True
-            self.target.check_reachable(self.model, images, presentation)
-        if self._chunk is not None:
-            chunks = back_propagated(self, images, targets, presentation, self._chunk)
-            membrane, joined, self._state.readout = chunks
+            self.target.check_reachable(
+                self.model, loaded.inputs, loaded.presentation, loaded.time_axis
+            )
+        truncated, n_timesteps = self._every is not None, loaded.presentation.n_timesteps
+        losses = JoinedLoss(self.criterion, loaded.targets, in_pieces=truncated)
+        hits: list[Tensor] = []
+        if truncated:
+            self.zero_grad()
+        with self._metered_once():
+            for run in loaded.runs(self.model, self._every):
+                check_answers(loaded, run.membrane.shape[-1], wait=False)
+                loss = losses(run.membrane, run.steps)
+                hits.append(phase_hits(run.membrane, loaded, run.steps))
+                self._state.readout = run.readout
+                if truncated:
+                    back_propagate(self, loss, last=run.steps.stop == n_timesteps)
+        joined = losses.whole()
+        self._check_converging(joined.total, loaded)
+        if truncated:
             self._step_by_hand()
-        else:
-            with self._metered_once():
-                run = self.model(images, presentation)
-            membrane, self._state.readout = run.membrane, run.readout
-            joined = joined_loss(self.criterion, membrane, targets)
-        self._check_converging(joined.total, images, presentation)
-        self._note(joined, phase_hits(membrane, labels, presentation), presentation)
-        return joined.loss if self._chunk is None else None
+        self._note(joined, torch.stack(hits).sum(0), loaded)
+        return None if truncated else loss
 
     @contextmanager
     def _metered_once(self) -> Iterator[None]:
@@ -255,7 +295,7 @@ class TimedClassifier(LightningModule):
         else:
             cast(LRScheduler, scheduler).step()
 
-    def _check_converging(self, total: Tensor, images: Tensor, presentation: Presentation) -> None:
+    def _check_converging(self, total: Tensor, loaded: LoadedBatch) -> None:
         """Stops a training whose loss went wrong; on CUDA only at steps that are logged anyway."""
         if total.is_cuda and not self._logs_this_step():
             return
@@ -263,19 +303,19 @@ class TimedClassifier(LightningModule):
         if math.isfinite(value) and value < DIVERGED:
             return
         self.criterion.check_targets()
-        trouble = find_trouble(self.model, images, presentation)
+        trouble = find_trouble(self.model, loaded)
         raise TrainingError(
             f"the loss is {value:.4g} at step {self.global_step} (epoch {self.current_epoch}): "
             f"training has diverged; {trouble}. Lower the learning rate, clip the gradient, or "
             "look for such values in the data. The last checkpoint is from before."
         )
 
-    def _note(self, joined: Joined, hits: Tensor, presentation: Presentation) -> None:
+    def _note(self, joined: Joined, hits: Tensor, loaded: LoadedBatch) -> None:
         values = {"train_loss": joined.total, "hits": hits}
         for label, value in joined.components.items():
             values[f"loss/{label}"] = value
-        supervised = presentation.supervised_mask.sum()
-        values["supervised_steps"] = supervised.to(hits.device)
+        supervised = loaded.phase_codes == Phase.SUPERVISED
+        values["supervised_steps"] = supervised.sum(0, dtype=torch.float64).mean()
         target = self.target
         if target is not None:
             values[f"energy/{target.unit}"] = target.energy
@@ -315,7 +355,7 @@ class TimedClassifier(LightningModule):
                     "train_joules": logged_joules(budget, self.profile),
                 }
             )
-        if self._chunk is not None or isinstance(self.lr_schedulers(), ReduceLROnPlateau):
+        if self._every is not None or isinstance(self.lr_schedulers(), ReduceLROnPlateau):
             self._move_scheduler("epoch")
 
     def epoch_figures(self) -> EpochFigures:
@@ -345,12 +385,20 @@ class TimedClassifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts to measure."""
-        self._validation = Validation(self.model, self.criterion, self.presentation)
+        self._validation = Validation(self.model, self.criterion, self._every)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """One batch, measured; the training's loss, weights and sums are left alone."""
         assert self._validation is not None
-        self._validation.step(*_pair(batch))
+        place = Place(
+            seed=self.seed,
+            batch=batch_idx,
+            n_before=self._validation.n_samples,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        loaded = load(batch, self.validation_presentation, self.time_axis, place)
+        self._validation.step(loaded)
 
     def on_validation_epoch_end(self) -> None:
         """Logs what was measured, over the samples of all processes."""
@@ -398,9 +446,7 @@ class TimedClassifier(LightningModule):
         self._state = TrainingState.from_state_dict(checkpoint.get("dynvision_snn", {}))
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise DataError(
-            f"the loader gave a {type(batch).__name__}; expected pairs (images, labels)."
-        )
-    return batch[0], batch[1]
+def _validated_by(trained: PresentationSource, validated: PresentationSource) -> PresentationSource:
+    if validated is None and isinstance(trained, VaryingPresentation):
+        return trained.base
+    return trained if validated is None else validated

@@ -260,7 +260,13 @@ def simulate_checkpoint(
     model.load_state_dict(weights)
     test = build_data(config).test
     loader: DataLoader[Any] = DataLoader(test, config.training.batch_size)
-    return simulate(model, loader, config.presentation.build(config.dt), progress=progress)
+    return simulate(
+        model,
+        loader,
+        config.presentation.build(config.dt),
+        time_axis=config.data.time_axis,
+        progress=progress,
+    )
 
 
 def _check_same_run(config: TrainingConfig, folder: Path) -> None:
