@@ -6,6 +6,8 @@ exactly. Definitions are in `dynvision_snn.energy.layers`, joules in `dynvision_
 
 Conservation: layers sum to the total, and so do timesteps and phases. Idle time is a budget of
 its own, in no total.
+
+One class, with what it documents, makes the file long.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -31,10 +33,11 @@ from dynvision_snn.energy.layers import (
 )
 from dynvision_snn.energy.pricing import Joules, price, price_series
 from dynvision_snn.energy.showing import layer_grid
+from dynvision_snn.energy.sums import Extent
 from dynvision_snn.errors import EnergyError, EnergyWarning, known_names
 from dynvision_snn.report.markup import to_html
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of `EnergyBudget.to_dict`'s layout."""
 
 STATIC_ROW = "static power"
@@ -54,6 +57,8 @@ class EnergyBudget:
             ``"supervised"``).
         uncounted: layers that could not be counted, and why.
         idle: the budget of idle time, which is in no total; None where there was none.
+        extent: of a budget that was not kept by timestep; `samples` and every series then have one
+            column, the sum over all timesteps.
 
     Raises:
         EnergyError: nothing observed, a dt that is no positive number, names twice, or shapes
@@ -66,6 +71,7 @@ class EnergyBudget:
     phases: Sequence[str] = ("unknown",)
     uncounted: Mapping[str, str] = field(default_factory=dict)
     idle: EnergyBudget | None = None
+    extent: Extent | None = None
 
     def __post_init__(self) -> None:
         samples = self.samples.detach().to("cpu", torch.float64)
@@ -84,6 +90,11 @@ class EnergyBudget:
             raise EnergyError(
                 "No timestep was observed, so there is nothing to budget. Call the model first."
             )
+        if self.extent is not None and samples.shape[1] != 1:
+            raise EnergyError(
+                f"A budget that was not kept by timestep has one column, the sum of "
+                f"{self.extent.n_timesteps} timesteps; got {samples.shape[1]}."
+            )
         _refuse_duplicates("phase", self.phases)
         _refuse_duplicates("layer", [layer.name for layer in self.counts])
         for layer in self.counts:
@@ -101,12 +112,12 @@ class EnergyBudget:
         Runs that go on from each other (``state=``, chunks) are at later timesteps of the same
         samples; so it is the largest sum at any timestep.
         """
-        return int(self.samples.sum(0).amax())
+        return int(self.samples.sum(0).amax()) if self.extent is None else self.extent.n_samples
 
     @property
     def n_timesteps(self) -> int:
         """Timesteps of the longest run."""
-        return self.samples.shape[1]
+        return self.samples.shape[1] if self.extent is None else self.extent.n_timesteps
 
     @property
     def duration(self) -> float:
@@ -135,8 +146,13 @@ class EnergyBudget:
             float64 ``[T]``. Where runs had different lengths, divided by all samples.
 
         Raises:
-            EnergyError: an unknown quantity or layer.
+            EnergyError: an unknown quantity or layer, or a budget that was not kept by timestep.
         """
+        if self.extent is not None:
+            raise EnergyError(
+                "this budget was not kept by timestep. Measure again with by_timestep=True, or ask "
+                "for by_phase."
+            )
         return self._marginal(quantity, layer, axis=0)
 
     def by_phase(self, quantity: str, layer: str | None = None) -> dict[str, float]:
@@ -245,8 +261,13 @@ class EnergyBudget:
                 f"Budgets of different layers do not add up: {', '.join(mine) or 'none'}; and "
                 f"{', '.join(theirs) or 'none'}."
             )
+        if (self.extent is None) != (other.extent is None):
+            raise EnergyError(
+                "A budget that was kept by timestep and one that was not do not add up; measure "
+                "both with the same by_timestep=."
+            )
         phases = tuple(dict.fromkeys((*self.phases, *other.phases)))
-        timesteps = max(self.n_timesteps, other.n_timesteps)
+        timesteps = max(self.samples.shape[1], other.samples.shape[1])
         a, b = (budget._padded(phases, timesteps) for budget in (self, other))
         idle = [budget.idle for budget in (self, other) if budget.idle is not None]
         return EnergyBudget(
@@ -256,6 +277,9 @@ class EnergyBudget:
             phases=phases,
             uncounted={**other.uncounted, **self.uncounted},
             idle=idle[0] + idle[1] if len(idle) == 2 else next(iter(idle), None),
+            extent=None
+            if self.extent is None or other.extent is None
+            else self.extent + other.extent,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,6 +292,7 @@ class EnergyBudget:
             "layers": [layer.to_dict() for layer in self.counts],
             "uncounted": dict(self.uncounted),
             "idle": None if self.idle is None else self.idle.to_dict(),
+            "extent": None if self.extent is None else asdict(self.extent),
         }
 
     @classmethod
@@ -282,7 +307,7 @@ class EnergyBudget:
                 f"An energy budget of schema {values.get('schema')!r} cannot be read; this "
                 f"version reads schema {SCHEMA}."
             )
-        expected = {"schema", "dt", "phases", "samples", "layers", "uncounted", "idle"}
+        expected = {"schema", "dt", "phases", "samples", "layers", "uncounted", "idle", "extent"}
         if values.keys() != expected:
             raise EnergyError(
                 f"An energy budget has the keys {', '.join(sorted(expected))}; got "
@@ -295,6 +320,7 @@ class EnergyBudget:
             phases=values["phases"],
             uncounted=values["uncounted"],
             idle=None if values["idle"] is None else cls.from_dict(values["idle"]),
+            extent=None if values["extent"] is None else Extent(**values["extent"]),
         )
 
     def __str__(self) -> str:

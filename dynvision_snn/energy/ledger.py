@@ -17,8 +17,10 @@ from dynvision_snn.energy.counting import (
 from dynvision_snn.energy.foldable import is_foldable, uses_batch_statistics
 from dynvision_snn.energy.layers import Series
 from dynvision_snn.energy.placing import place_calls
-from dynvision_snn.energy.rows import Row, Spread, Tallied, grown
-from dynvision_snn.energy.samples import WHOLE, Kept, Onsets, RunSamples, SampleEnergy
+from dynvision_snn.energy.rows import Row, Tallied
+from dynvision_snn.energy.running import Kept, Onsets, RunSamples
+from dynvision_snn.energy.samples import WHOLE, SampleEnergy
+from dynvision_snn.energy.sums import Extent, OverTime, Spread
 from dynvision_snn.energy.synapses import Operator, refusal
 from dynvision_snn.errors import EnergyError
 from dynvision_snn.observation import Observation, Run
@@ -40,35 +42,38 @@ class Ledger:
     Args:
         fold: whether average pooling and batch normalisation in evaluation mode cost nothing.
         per_sample: whether the cost of every sample is kept.
+        by_timestep: whether sums keep timesteps apart; else nothing grows with their number.
 
     Attributes:
         met: the names of the modules that were called.
         uncounted: modules that could not be counted, and why.
         dt: the timestep of the finished runs in ms; None where none said it.
-        last_run: the run that ended last by sample, until the next one begins.
+        last_run: the run that ended last by sample, until another call is observed.
         kept: by moment, what each sample of each run cost.
     """
 
-    def __init__(self, *, fold: bool = False, per_sample: bool = False) -> None:
+    def __init__(
+        self, *, fold: bool = False, per_sample: bool = False, by_timestep: bool = True
+    ) -> None:
         self.met: set[str] = set()
         self.uncounted: dict[str, str] = {}
         self.dt: float | None = None
         self.last_run: RunSamples | None = None
         self.kept: dict[str, list[Kept]] = {WHOLE: []}
-        self._fold, self._per_sample = fold, per_sample
+        self._fold, self._per_sample, self._by_timestep = fold, per_sample, by_timestep
         self._rows: dict[str, Row] = {}
         self._refusals: dict[str, str | None] = {}
-        self._samples = torch.zeros(len(_ROWS), 0, dtype=torch.float64)
-        self._idle_samples = torch.zeros(1, 0, dtype=torch.float64)
-        self._last_piece: RunSamples | None = None
-        self._origins: list[object] = []
-        self._marked = False
+        self._samples, self._idle_samples = OverTime(by_timestep), OverTime(by_timestep)
+        self._n_samples = self._n_timesteps = self._idle_steps = 0
+        self._origins: set[object] = set()
+        self._last_origin: object = None
+        self._samples_of_last: RunSamples | None = None
         self.drop_run()
 
     @property
     def is_empty(self) -> bool:
         """Whether no run has ended."""
-        return self._samples.shape[1] == 0
+        return not self._samples.n_timesteps
 
     # -- runs -------------------------------------------------------------------------------------
 
@@ -96,74 +101,93 @@ class Ledger:
             if run is None or batch_size is None:
                 return
             steps = run.n_timesteps or place_calls(rows, self._ticks)
-            if self._per_sample:
+            goes_on = run.start > 0 and run.origin in self._origins
+            if self._per_sample and goes_on:
                 self._check_goes_on(run)
             spread = Spread(_phases(run, steps), batch_size, run.start)
-            self._samples = grown(self._samples, spread.present, run.start)
+            self._samples.add(spread.present, spread.occurring, run.start)
             idle = Spread(torch.ones(1, run.idle_steps, dtype=torch.float64), batch_size)
-            self._idle_samples = grown(self._idle_samples, idle.present)
+            self._idle_samples.add(idle.present, idle.occurring)
+            self._n_samples += 0 if goes_on else batch_size
+            self._n_timesteps = max(self._n_timesteps, run.start + steps)
+            self._idle_steps = max(self._idle_steps, run.idle_steps)
             by_row = {row.name: row.close_run(spread, idle) for row in rows}
             if self._per_sample:
-                self._keep(run, RunSamples.of(by_row, steps, batch_size, run.active))
+                self._keep(run, by_row, steps, batch_size, goes_on=goes_on)
+            if run.origin is not None:
+                self._origins.add(run.origin)
+            self._last_origin = run.origin
             self.dt = run.dt if run.dt is not None else self.dt
         finally:
             self.drop_run()
 
     def mark(self, name: str, last: RunSamples, times: Tensor, onsets: Onsets, dt: float) -> None:
         """Keeps what the samples of the last run cost until a moment."""
-        cost = last.until(times, onsets, dt)
-        self.kept.setdefault(name, []).append(cost)
-        self._marked = True
+        again = name in last.marked
+        cost = last.mark(name, times, onsets, dt)
+        kept = self.kept.setdefault(name, [])
+        if again:
+            kept.pop()
+        kept.append(cost)
 
     def _check_goes_on(self, run: Run) -> None:
         """Refuses a piece of a run whose samples could not be told from others.
 
         Raises:
-            EnergyError: if it goes on from a run that other runs, or marks, came after.
+            EnergyError: if it goes on from a run that other runs came after.
         """
-        known = run.origin is not None and run.origin in self._origins
-        if not known or run.start == 0:
-            return
-        if run.origin is not self._origins[-1] or self._marked:
+        if run.origin is not self._last_origin:
             raise EnergyError(
-                "the cost of each sample needs the pieces of a run one after the other, and marks "
-                "after the last piece: this one goes on from a run after which others ran, or "
-                "that was marked. Run it at once, or leave out per_sample=True."
+                "the cost of each sample needs the pieces of a run one after the other: this one "
+                "goes on from a run after which others ran. Run it at once, or leave out "
+                "per_sample=True."
             )
 
-    def _keep(self, run: Run, samples: RunSamples) -> None:
-        goes_on = run.start > 0 and run.origin in self._origins[-1:]
-        if goes_on:
-            assert self._last_piece is not None
-            samples = self._last_piece.followed_by(samples)
+    def _keep(
+        self,
+        run: Run,
+        by_row: Mapping[str, Mapping[Series, Tensor]],
+        steps: int,
+        batch_size: int,
+        *,
+        goes_on: bool,
+    ) -> None:
+        samples = self._samples_of_last
+        if goes_on and samples is not None:
             self.kept[WHOLE].pop()
+        else:
+            samples = RunSamples(batch_size)
+        samples.add(by_row, steps, run.active)
         self.kept[WHOLE].append(samples.whole())
-        self.last_run = self._last_piece = samples
-        self._marked = False
-        if not goes_on and run.origin is not None:
-            self._origins.append(run.origin)
+        self.last_run = self._samples_of_last = samples
 
     # -- results ----------------------------------------------------------------------------------
 
     def budget(self, dt: float, uncounted: dict[str, str]) -> EnergyBudget:
         """The sums as a budget; `uncounted` are further modules that were missed."""
-        shown = [row for row, samples in enumerate(self._samples) if bool(samples.any())]
+        shown, length = self._samples.phases, self._samples.n_timesteps
         idle = None
-        if self._idle_samples.shape[1]:
+        if self._idle_steps:
+            before = self._idle_samples.n_timesteps
             idle = EnergyBudget(
-                counts=[row.counts(row.idle, [0]) for row in self._rows.values()],
-                samples=self._idle_samples,
+                counts=[row.counts(row.idle, [0], before) for row in self._rows.values()],
+                samples=self._idle_samples.of([0]),
                 dt=dt,
                 phases=("idle",),
+                extent=self._extent(self._idle_steps),
             )
         return EnergyBudget(
-            counts=[row.counts(row.shown, shown) for row in self._rows.values()],
-            samples=self._samples[shown],
+            counts=[row.counts(row.shown, shown, length) for row in self._rows.values()],
+            samples=self._samples.of(shown),
             dt=dt,
             phases=tuple(_ROWS[row] for row in shown),
             uncounted=self.uncounted | uncounted,
             idle=idle,
+            extent=self._extent(self._n_timesteps),
         )
+
+    def _extent(self, n_timesteps: int) -> Extent | None:
+        return None if self._by_timestep else Extent(self._n_samples, n_timesteps)
 
     def sample_energy(self, budget: EnergyBudget) -> SampleEnergy:
         """The cost of every sample; `budget` is of the same measurement."""
@@ -273,7 +297,13 @@ class Ledger:
         if name not in self._rows:
             diagonal = inner is not None and inner.form == "diagonal"
             kind = type(module).__name__
-            self._rows[name] = Row(name, kind, diagonal=diagonal, keeps_time=keeps_time)
+            self._rows[name] = Row(
+                name,
+                kind,
+                diagonal=diagonal,
+                keeps_time=keeps_time,
+                by_timestep=self._by_timestep,
+            )
         return self._rows[name]
 
     def _check_batch(self, observation: Observation, batch_size: int) -> None:

@@ -9,7 +9,8 @@ functions that belong to no module of their own (a ``torch.matmul`` in a forward
 Every call costs a few reductions and one dot product with a remembered fan-out; a neuron's spikes
 and the next layer's operations are counted from the same reduction, and so is an input that does
 not change from one timestep to the next. Nothing waits for the device until the budget is asked
-for, and memory is O(T) numbers per layer.
+for, and memory is a few numbers per layer, phase and timestep, or with ``by_timestep=False`` per
+layer and phase.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from dynvision_snn.adapters import Adapter
 from dynvision_snn.energy.budget import EnergyBudget
 from dynvision_snn.energy.ledger import Ledger
 from dynvision_snn.energy.reducing import summed_over_ranks
-from dynvision_snn.energy.samples import WHOLE, Onsets, SampleEnergy
+from dynvision_snn.energy.running import Onsets
+from dynvision_snn.energy.samples import WHOLE, SampleEnergy
 from dynvision_snn.energy.survey import (
     adapters_for,
     check_not_replaced,
@@ -53,6 +55,8 @@ class EnergyMeter(Listener):
             if folded into the weights next to them. By default their connections are counted.
         per_sample: whether the cost of every sample is kept (`sample_energy`), up to the moments
             that `mark` is told. It costs a float64 copy of what synapses receive.
+        by_timestep: whether counts are kept by timestep. If not, nothing that is kept grows with
+            the length of a run, and the budget has sums by layer and phase alone.
         adapters: adapters for further libraries.
 
     Raises:
@@ -78,6 +82,7 @@ class EnergyMeter(Listener):
         sequence: bool = False,
         fold: bool = False,
         per_sample: bool = False,
+        by_timestep: bool = True,
         adapters: Iterable[Adapter] = (),
     ) -> None:
         self._host, self._sequence = module, sequence
@@ -86,7 +91,7 @@ class EnergyMeter(Listener):
         self._attachment: Attachment | None = None
         self._opened = False
         self._per_sample = per_sample
-        self._ledger = Ledger(fold=fold, per_sample=per_sample)
+        self._ledger = Ledger(fold=fold, per_sample=per_sample, by_timestep=by_timestep)
         self._ledger.uncounted.update(outside_runs(module))
 
     # -- the block --------------------------------------------------------------------------------
@@ -130,14 +135,17 @@ class EnergyMeter(Listener):
     def mark(self, name: str, times: Tensor, onsets: Onsets = (0,)) -> None:
         """Keeps what each sample of the last run cost from each onset through a moment.
 
-        Call it after a TimedModel's run (in a bare loop, after `next_run`), before the next one.
+        Call it after a TimedModel's run (in a bare loop, after `next_run`), before the next one. Of
+        a run in chunks, call it after each of them, with the moments that are known by then: counts
+        by timestep are kept of the last chunk alone.
 
         Args:
             name: what the moment is called, such as ``"settling"`` or ``"decision"``.
-            times: ms after each onset, ``[onsets, B]``; NaN for a sample that has no such moment.
-                The timestep in which it lies is included.
-            onsets: timesteps at which the counting begins, as ``Presentation.onsets``; or those of
-                each sample, ``[onsets, B]``.
+            times: ms after each onset, ``[onsets, B]``; NaN for a sample that has no such moment,
+                or none yet. The timestep in which it lies is included. After a later chunk of the
+                run a moment may have moved into that chunk, or have gone.
+            onsets: timesteps of the run at which the counting begins, as ``Presentation.onsets``;
+                or those of each sample, ``[onsets, B]``, with -1 where it has fewer.
 
         Raises:
             EnergyError: without ``per_sample=True``, without a finished run or a known dt, or times

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,53 +12,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from dynvision_snn.energy.counting import Tally, synops, tally
 from dynvision_snn.energy.layers import LayerCounts, Series
+from dynvision_snn.energy.sums import Evidence, Spread, Sums
 from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
 from dynvision_snn.observation import Observation
-
-Evidence = tuple[Tensor, Tensor]
-"""Smallest nonzero and largest ``|x|`` at each timestep of a call, ``[t]`` each."""
-
-
-def grown(total: Tensor, run: Tensor, start: int = 0) -> Tensor:
-    """The sum of two ``[phases, T]``, each as long as it is; `run` begins at timestep `start`."""
-    stop = start + run.shape[1]
-    summed = run.new_zeros(len(run), max(stop, total.shape[1]))
-    summed[:, : total.shape[1]] = total.to(summed.device)
-    summed[:, start:stop] += run
-    return summed
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Spread:
-    """How the counts of a run are spread over phases and timesteps.
-
-    Attributes:
-        phases: ``[phases, T]`` of 0 and 1; ``[phases, T, B]`` where each sample has its own, and
-            padding is in none.
-        batch_size: B.
-        start: the timestep at which the run begins.
-    """
-
-    phases: Tensor
-    batch_size: int
-    start: int = 0
-
-    @property
-    def n_timesteps(self) -> int:
-        """T."""
-        return self.phases.shape[1]
-
-    @property
-    def present(self) -> Tensor:
-        """Samples in each phase at each timestep: ``[phases, T]``."""
-        return self.phases * self.batch_size if self.phases.ndim == 2 else self.phases.sum(2)
-
-    def of(self, counts: Tensor) -> Tensor:
-        """Counts of the batch ``[T]``, or of each sample ``[T, B]``, as ``[phases, T]``."""
-        phases = self.phases.to(counts.device, non_blocking=True)
-        if phases.ndim == 3 and counts.ndim == 2:
-            return (phases * counts).sum(2)
-        return phases * (counts if counts.ndim == 1 else counts.sum(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,27 +59,6 @@ class Tallied:
         return self.tally.unit_shape
 
 
-@dataclass(slots=True)
-class Sums:
-    """Sums over runs, on the layer's device: series ``[phases, T]``, and what was received."""
-
-    series: dict[Series, Tensor] = field(default_factory=dict)
-    least: Tensor | None = None
-    most: Tensor | None = None
-
-    def add(self, series: Mapping[Series, Tensor], start: int, seen: Sequence[Evidence]) -> None:
-        """Adds one run, which begins at timestep `start`: series ``[phases, T]``."""
-        for name, counts in series.items():
-            known = self.series.get(name, counts[:, :0])
-            self.series[name] = grown(known, counts, start)
-        if seen:
-            device = seen[-1][0].device
-            least = torch.cat([smallest.to(device) for smallest, _ in seen]).amin()
-            most = torch.cat([largest.to(device) for _, largest in seen]).amax()
-            self.least = least if self.least is None else torch.minimum(self.least, least)
-            self.most = most if self.most is None else torch.maximum(self.most, most)
-
-
 @dataclass(frozen=True, slots=True)
 class Noted:
     """One call.
@@ -159,10 +94,17 @@ class Row:
         kind: class name of the layer.
         diagonal: whether its weights are one-to-one.
         keeps_time: whether it is called exactly once per timestep, as a layer with state is.
+        by_timestep: whether its sums keep timesteps apart.
     """
 
     def __init__(
-        self, name: str, kind: str, *, diagonal: bool = False, keeps_time: bool = False
+        self,
+        name: str,
+        kind: str,
+        *,
+        diagonal: bool = False,
+        keeps_time: bool = False,
+        by_timestep: bool = True,
     ) -> None:
         self.name, self.kind = name, kind
         self.keeps_time = keeps_time
@@ -172,7 +114,7 @@ class Row:
         self.synapses: Tensor | None = None
         self.last: Tallied | None = None
         self.last_counted: tuple[Tally, Tensor, Mapping[Series, Tensor]] | None = None
-        self.shown, self.idle = Sums(), Sums()
+        self.shown, self.idle = Sums(by_timestep), Sums(by_timestep)
         self.noted: list[Noted] = []
         self._diagonal = diagonal
         self._known_fan_out = FanOut(diagonal=diagonal)
@@ -284,14 +226,17 @@ class Row:
         self.drop_run()
         return by_sample
 
-    def counts(self, sums: Sums, phases: Sequence[int]) -> LayerCounts:
-        """The sums of this row as a budget takes them, of some phases.
+    def counts(self, sums: Sums, phases: Sequence[int], n_timesteps: int) -> LayerCounts:
+        """The sums of this row as a budget takes them, of some phases and `n_timesteps` columns.
 
         What kind of values its connections carry is told from the whole measurement: idle or
         not, they are the same connections.
         """
         least = [float(part.least) for part in (self.shown, self.idle) if part.least is not None]
         most = [float(part.most) for part in (self.shown, self.idle) if part.most is not None]
+        series = {name: counted.of(phases, n_timesteps) for name, counted in sums.series.items()}
+        if self.spiking and "neuron_updates_active" in series:
+            series["spikes"] = series["neuron_updates_active"]
         return LayerCounts(
             name=self.name,
             kind=self.kind,
@@ -299,7 +244,7 @@ class Row:
             synapses=0 if self.synapses is None else round(float(self.synapses)),
             inputs=self.inputs,
             outputs=self.outputs,
-            series={name: counts[list(phases)] for name, counts in sums.series.items()},
+            series=series,
             # Not min and max, which may lose a NaN.
             **({"least": float(torch.tensor(least, dtype=torch.float64).amin())} if least else {}),
             **({"most": float(torch.tensor(most, dtype=torch.float64).amax())} if most else {}),
@@ -319,15 +264,11 @@ class Row:
         }
         if self.neurons:
             series["neuron_updates"] = self._updates(calls, n_timesteps) * present
-            if self.spiking:
-                series["spikes"] = series["neuron_updates_active"]
         if self.synapses is not None:
             series["synops_dense"] = self._dense_over_time(calls, n_timesteps) * present
             for name in ("synops", "synops_weighted", "events"):
                 series.setdefault(name, torch.zeros_like(present))
-        sums.add(
-            series, spread.start, [call.evidence for call in calls if call.evidence is not None]
-        )
+        sums.add(series, spread, [call.evidence for call in calls if call.evidence is not None])
 
     def _by_sample(
         self, calls: Sequence[Noted], n_timesteps: int, batch_size: int

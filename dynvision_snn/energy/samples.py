@@ -1,7 +1,7 @@
 """What each sample cost, up to its answer: energy beside decision time.
 
-While a batch runs, counts are kept by timestep and sample; of a finished run only a few numbers
-per sample stay: the whole, and the sums up to each moment asked for.
+Of a finished run a few numbers per sample stay: the whole, and the sums up to each moment asked
+for; what is kept while it runs is in `running`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,11 @@ from torch.nn import functional
 from dynvision_snn.energy.hardware import ProfileLike, resolve_profile
 from dynvision_snn.energy.layers import QUANTITIES, LayerCounts, Quantity, Series
 from dynvision_snn.energy.pricing import price_series
+from dynvision_snn.energy.running import BySample, Kept
 from dynvision_snn.errors import EnergyError, known_names
-from dynvision_snn.timing import containing_steps
 
 WHOLE = "whole"
 """The moment at the end of a run."""
-
-BySample = Mapping[str, Mapping[Series, Tensor]]
-"""Counts of some samples by row and series."""
-
-Onsets = Sequence[int] | Tensor
-"""Timesteps of onsets, of all samples alike or ``[onsets, B]``."""
-
-Kept = tuple[BySample, Tensor]
-"""Counts of some samples, and over how many timesteps they are."""
 
 SAMPLE_QUANTITIES: tuple[Quantity, ...] = tuple(q for q in QUANTITIES if q != "synops_weighted")
 """What is counted of each sample."""
@@ -76,124 +67,6 @@ class Spread:
             std=float(known.std()) if n > 1 else torch.nan,
             quantiles=dict(zip(probabilities, quantiles.tolist(), strict=True)),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class RunSamples:
-    """A finished run by timestep and sample, kept until the next one begins.
-
-    Attributes:
-        by_row: counts ``[T, B]`` by row and series.
-        n_timesteps: T.
-        batch_size: B.
-        lengths: timesteps of each sample that are no padding, int64 ``[B]``.
-    """
-
-    by_row: BySample
-    n_timesteps: int
-    batch_size: int
-    lengths: Tensor
-
-    @classmethod
-    def of(
-        cls, by_row: BySample, n_timesteps: int, batch_size: int, active: Tensor | None
-    ) -> RunSamples:
-        """The counts of a run, padding left out where it is not `active`, ``[T, B]``."""
-        if active is None:
-            return cls(by_row, n_timesteps, batch_size, torch.full((batch_size,), n_timesteps))
-        return cls(
-            {
-                row: {name: counts * active.to(counts.device) for name, counts in series.items()}
-                for row, series in by_row.items()
-            },
-            n_timesteps,
-            batch_size,
-            active.sum(0).cpu(),
-        )
-
-    def followed_by(self, other: RunSamples) -> RunSamples:
-        """Both as one run of the same samples, where `other` goes on from this one."""
-
-        def joined(row: str, name: Series) -> Tensor:
-            parts = []
-            for piece in (self, other):
-                counts = piece.by_row.get(row, {}).get(name)
-                zeros = torch.zeros(piece.n_timesteps, piece.batch_size, dtype=torch.float64)
-                parts.append(zeros if counts is None else counts)
-            device = parts[-1].device
-            return torch.cat([part.to(device) for part in parts])
-
-        names: dict[str, dict[Series, None]] = {}
-        for piece in (self, other):
-            for row, series in piece.by_row.items():
-                names.setdefault(row, {}).update(dict.fromkeys(series))
-        return RunSamples(
-            {row: {name: joined(row, name) for name in series} for row, series in names.items()},
-            self.n_timesteps + other.n_timesteps,
-            self.batch_size,
-            self.lengths + other.lengths,
-        )
-
-    def whole(self) -> Kept:
-        """Sums over the run, ``[1, B]`` each, and the timesteps they are of, ``[1, B]``."""
-        steps = self.lengths.double()[None]
-        summed = {
-            row: {name: counts.sum(0, keepdim=True) for name, counts in series.items()}
-            for row, series in self.by_row.items()
-        }
-        return summed, steps
-
-    def until(self, times: Tensor, onsets: Onsets, dt: float) -> Kept:
-        """Sums from each onset through the timestep of a moment.
-
-        Args:
-            times: moments in ms after each onset, ``[onsets, B]``; NaN for none.
-            onsets: timesteps at which the counting begins; ``[onsets, B]`` where each sample has
-                its own, with any number where it has none and its time is NaN.
-            dt: length of a timestep in ms.
-
-        Returns:
-            Sums, ``[onsets, B]`` each, and the timesteps they are of; NaN where there is no moment.
-
-        Raises:
-            EnergyError: onsets that are no integers, times of another shape, or beyond the run.
-        """
-        start = torch.as_tensor(onsets, device=times.device)
-        if start.is_floating_point():
-            raise EnergyError(
-                f"onsets are {start.tolist()}; expected timesteps, as integers: the ms of an "
-                "onset, divided by dt."
-            )
-        expected = (len(onsets), self.batch_size)
-        if tuple(times.shape) != expected:
-            raise EnergyError(
-                f"times have shape {list(times.shape)}; expected {list(expected)}: ms after each "
-                "onset, of each sample of the last run."
-            )
-        missing = times.isnan()
-        start = start.reshape(len(onsets), -1).expand(expected).masked_fill(missing, 0)
-        stop = start + containing_steps(times.double().nan_to_num(0.0), dt) + 1
-        outside = (start < 0) | (stop > self.lengths.to(stop.device))
-        if bool((outside & ~missing).any()):
-            raise EnergyError(
-                f"a moment lies outside of the run of {self.n_timesteps} timesteps "
-                f"({self.n_timesteps * dt:g} ms), or of its sample's own; times are in ms after "
-                "the onset."
-            )
-        stop = stop.masked_fill(missing, 0)
-
-        def between(counts: Tensor) -> Tensor:
-            total = torch.cat([torch.zeros_like(counts[:1]), counts.cumsum(0)])
-            taken = total.gather(0, stop.to(counts.device)) - total.gather(
-                0, start.to(counts.device)
-            )
-            return taken.masked_fill(missing.to(counts.device), torch.nan)
-
-        summed = {
-            row: {name: between(counts) for name, counts in series.items()}
-            for row, series in self.by_row.items()
-        }
-        return summed, (stop - start).double().masked_fill(missing, torch.nan)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

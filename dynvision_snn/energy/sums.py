@@ -1,0 +1,161 @@
+"""Sums over the runs of a measurement: by phase and timestep, or by phase alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dynvision_snn.energy.layers import Series
+
+Evidence = tuple[Tensor, Tensor]
+"""Smallest nonzero and largest ``|x|`` at each timestep of a call, ``[t]`` each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much the one column of a budget sums that was not kept by timestep.
+
+    Attributes:
+        n_samples: samples measured.
+        n_timesteps: timesteps of the longest run.
+    """
+
+    n_samples: int
+    n_timesteps: int
+
+    def __add__(self, other: Extent) -> Extent:
+        return Extent(self.n_samples + other.n_samples, max(self.n_timesteps, other.n_timesteps))
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How the counts of a run are spread over phases and timesteps.
+
+    Attributes:
+        phases: ``[phases, T]`` of 0 and 1; ``[phases, T, B]`` where each sample has its own, and
+            padding is in none.
+        batch_size: B.
+        start: the timestep at which the run begins.
+    """
+
+    phases: Tensor
+    batch_size: int
+    start: int = 0
+
+    @property
+    def n_timesteps(self) -> int:
+        """T."""
+        return self.phases.shape[1]
+
+    @property
+    def present(self) -> Tensor:
+        """Samples in each phase at each timestep: ``[phases, T]``."""
+        return self.phases * self.batch_size if self.phases.ndim == 2 else self.phases.sum(2)
+
+    @cached_property
+    def occurring(self) -> tuple[int, ...]:
+        """The phases that any sample is in at any timestep."""
+        return tuple(self.phases.flatten(1).any(1).nonzero().flatten().tolist())
+
+    def of(self, counts: Tensor) -> Tensor:
+        """Counts of the batch ``[T]``, or of each sample ``[T, B]``, as ``[phases, T]``."""
+        phases = self.phases.to(counts.device, non_blocking=True)
+        if phases.ndim == 3 and counts.ndim == 2:
+            return (phases * counts).sum(2)
+        return phases * (counts if counts.ndim == 1 else counts.sum(1))
+
+
+class OverTime:
+    """Sums over runs: of each phase that occurs one number per timestep, or one of all timesteps.
+
+    Runs are added to what is there, and only a longer one takes more memory.
+
+    Args:
+        by_timestep: whether timesteps are kept apart.
+
+    >>> total = OverTime()
+    >>> total.add(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), [0])
+    >>> total.add(torch.tensor([[0.0], [5.0]]), [1], start=2)
+    >>> total.of([0, 1]).tolist()
+    [[1.0, 2.0, 0.0], [0.0, 0.0, 5.0]]
+    """
+
+    def __init__(self, by_timestep: bool = True) -> None:
+        self._by_timestep = by_timestep
+        self._rows: dict[int, Tensor] = {}
+        self.n_timesteps = 0
+
+    @property
+    def phases(self) -> list[int]:
+        """The phases that occurred."""
+        return sorted(self._rows)
+
+    def add(self, run: Tensor, phases: Sequence[int], start: int = 0) -> None:
+        """Adds ``[phases, T]``, zeros but for `phases`; the run begins at timestep `start`."""
+        if not self._by_timestep:
+            run, start = run.sum(1, keepdim=True), 0
+        stop = start + run.shape[1]
+        self.n_timesteps = max(self.n_timesteps, stop)
+        for phase in phases:
+            row = self._row(phase, stop, run)
+            row[start:stop] += run[phase].to(row.device)
+
+    def of(self, phases: Sequence[int], n_timesteps: int | None = None) -> Tensor:
+        """A copy, ``[phases, T]``; T is that of the longest run unless it is said."""
+        length = self.n_timesteps if n_timesteps is None else n_timesteps
+        device = next((row.device for row in self._rows.values()), None)
+        table = torch.zeros(len(phases), length, dtype=torch.float64, device=device)
+        for place, phase in enumerate(phases):
+            if phase in self._rows:
+                row = self._rows[phase][:length]
+                table[place, : len(row)] = row
+        return table
+
+    def _row(self, phase: int, stop: int, like: Tensor) -> Tensor:
+        row = self._rows.get(phase)
+        if row is not None and len(row) >= stop:
+            return row
+        known = 0 if row is None else len(row)
+        # Half as much again: a run in many pieces is not copied for each of them. And outside of
+        # inference mode, so that it can be added to in a later run that is not in it.
+        with torch.inference_mode(False):
+            longer = torch.zeros(max(stop, known * 3 // 2), dtype=torch.float64, device=like.device)
+            if row is not None:
+                longer[:known] = row
+        self._rows[phase] = longer
+        return longer
+
+
+@dataclass(slots=True)
+class Sums:
+    """Sums over runs, on the layer's device: series by phase and timestep, and what was received.
+
+    Attributes:
+        by_timestep: whether timesteps are kept apart.
+        series: what was counted.
+        least, most: smallest nonzero and largest ``|x|`` received; None before anything was.
+    """
+
+    by_timestep: bool = True
+    series: dict[Series, OverTime] = field(default_factory=dict)
+    least: Tensor | None = None
+    most: Tensor | None = None
+
+    def add(
+        self, series: Mapping[Series, Tensor], spread: Spread, seen: Sequence[Evidence]
+    ) -> None:
+        """Adds one run: series ``[phases, T]``, and what its calls received."""
+        for name, counts in series.items():
+            if name not in self.series:
+                self.series[name] = OverTime(self.by_timestep)
+            self.series[name].add(counts, spread.occurring, spread.start)
+        if seen:
+            device = seen[-1][0].device
+            least = torch.cat([smallest.to(device) for smallest, _ in seen]).amin()
+            most = torch.cat([largest.to(device) for _, largest in seen]).amax()
+            self.least = least if self.least is None else torch.minimum(self.least, least)
+            self.most = most if self.most is None else torch.maximum(self.most, most)
