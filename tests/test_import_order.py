@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # Lowest first: each imports only from those before it, and within itself. A new file needs a line.
 ROOMS = [
     "errors",
+    "jit",  # functions compiled for the CPU
     "timing",
     "schedule",  # the rules behind presentation
     "presentation",
@@ -66,7 +67,7 @@ OPTIONAL = {
     "snntorch": ["adapters/"],
     "norse": ["adapters/"],
     "spikingjelly": ["adapters/"],
-    "numba": ["engine/"],
+    "numba": ["jit.py"],
     "triton": ["engine/"],
     "rich": ["report/"],
     "matplotlib": ["report/"],

@@ -4,10 +4,12 @@
 may serve several readers: a neuron layer's spikes and the next layer's synaptic operations are
 counted from the same one.
 
-Speed decides the form: float operations (`sign`, `threshold`) instead of boolean ones, which are
-several times slower on CPUs; the batch summed before anything becomes float64; and less to do where
-a CPU can tell that all values are 0 and 1. Sums over the batch are exact: a unit's count is at most
-the batch size, far below 2**24, or float64 beyond it.
+Speed decides the form. Where numba is installed, float32 values on a CPU are read in one pass
+(`one_pass`). Elsewhere a few reductions of torch find the same: float operations (`sign`,
+`threshold`) instead of boolean ones, which are several times slower on CPUs; and less to do where a
+CPU can tell that all nonzero values have one magnitude. Counts are exact. Magnitudes are summed
+over the batch in float32, or in float64 where the values are; where a CPU can tell that a timestep
+has one magnitude, its sums are exact products.
 No function waits for a device, and none keeps its argument or a graph.
 
 NaN values make `least`, `most` and weighted sums NaN, and infinite ones make `most` infinite, so
@@ -16,7 +18,12 @@ that a budget can refuse them; in counts alone a NaN does not show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -26,78 +33,104 @@ from dynvision_snn.errors import EnergyError
 _FLOAT32_EXACT = 2**24
 """Largest integer up to which float32 holds every integer."""
 
+_WORTH_LOADING = 2**14
+"""Values at once from which on it pays to load the compiler, which takes about half a second."""
+
+_Counted = tuple[Tensor, Tensor, Tensor, Tensor, int]
+"""What `one_pass.count` returns."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """One tensor of presynaptic values, summed over its batch.
+    """Presynaptic values ``[T, B, *units]``, summed over their batch; units flattened.
 
     Attributes:
-        nonzero: nonzero values per unit, ``[*units]``, or ``[T, *units]`` of a whole sequence.
-        magnitude: sum of ``|x|`` per unit, the same shape. float32 unless the values are wider.
-        least: smallest nonzero ``|x|``, ``[]`` or ``[T]``; infinity where all are zero.
-        most: largest ``|x|``, ``[]`` or ``[T]``.
-        events: nonzero values of all units, float64 ``[]`` or ``[T]``.
-        sequence: whether the first axis is time.
+        nonzero: nonzero values per unit, float64 ``[T, units]``.
+        magnitude: sum of ``|x|`` per unit, ``[T, units]``; `nonzero` itself where all nonzero
+            values are known to be of magnitude 1.
+        events: nonzero values of all units, float64 ``[T]``.
+        least: smallest nonzero ``|x|``, ``[T]``; infinity where all are zero.
+        most: largest ``|x|``, ``[T]``.
     """
 
     nonzero: Tensor
     magnitude: Tensor
+    events: Tensor
     least: Tensor
     most: Tensor
-    events: Tensor
-    sequence: bool = False
-
-    @property
-    def unit_shape(self) -> torch.Size:
-        """Shape of one sample at one timestep."""
-        return self.nonzero.shape[1:] if self.sequence else self.nonzero.shape
-
-    def reshaped(self, unit_shape: torch.Size) -> Tally:
-        """The same tally of units that a layer sees in another shape, as after a Flatten."""
-        if unit_shape == self.unit_shape:
-            return self
-        lead = self.nonzero.shape[:1] if self.sequence else ()
-        return replace(
-            self,
-            nonzero=self.nonzero.reshape(*lead, *unit_shape),
-            magnitude=self.magnitude.reshape(*lead, *unit_shape),
-        )
 
 
-def tally(values: Tensor, *, sequence: bool = False) -> Tally:
+def tally(values: Tensor) -> Tally:
     """Counts nonzero values and sums magnitudes over the batch.
 
     Args:
-        values: ``[B, *units]``, or ``[T, B, *units]`` with `sequence`; any real type.
-        sequence: whether axis 0 is time.
+        values: ``[T, B, *units]``, of any real type.
 
     Raises:
-        EnergyError: no batch axis, or nothing in it.
+        EnergyError: no time and batch axes, or nothing in them.
 
-    >>> spikes = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    >>> spikes = torch.tensor([[[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]])
     >>> tally(spikes).nonzero
-    tensor([2., 0., 1.])
+    tensor([[2., 0., 1.]], dtype=torch.float64)
     """
-    batch_axis = 1 if sequence else 0
-    if values.ndim <= batch_axis or values.numel() == 0:
+    if values.ndim < 2 or values.numel() == 0:
         raise EnergyError(
-            f"Counting needs {'[T, B, *units]' if sequence else '[B, *units]'} with at least one "
-            f"value; got shape {list(values.shape)}."
+            "Counting needs [T, B, *units] with at least one value; got shape "
+            f"{list(values.shape)}."
         )
     exact = _float(values)
-    wide = torch.float64 if values.shape[batch_axis] > _FLOAT32_EXACT else exact.dtype
-    rest = tuple(range(batch_axis, exact.ndim))
+    count = _compiled_for(exact)
+    return in_several_passes(exact) if count is None else in_one_pass(exact, count)
+
+
+def in_several_passes(values: Tensor) -> Tally:
+    """`tally` of float32 or wider values by reductions of torch, on any device."""
+    rest = tuple(range(1, values.ndim))
     # What a CPU has computed can be read at no cost; another device would be waited for.
     readable = values.device.type == "cpu"
-    size = exact if readable and bool((exact.amin(rest) >= 0).all()) else exact.abs()
-    magnitude = size.sum(batch_axis, dtype=wide)
+    is_size = readable and all(least >= 0 for least in values.amin(rest).tolist())
+    size = values if is_size else values.abs()
     most = size.amax(rest)
     least = torch.threshold(size, 0.0, float("inf")).amin(rest)
-    if readable and bool(((most == 0) | ((least == 1) & (most == 1))).all()):
-        nonzero = magnitude
-    else:
-        nonzero = size.sign().sum(batch_axis, dtype=wide)
-    return Tally(nonzero, magnitude, least, most, _total(nonzero, sequence), sequence)
+    largest = most.tolist() if readable else []
+    alike = readable and all(
+        high in (0.0, low) for low, high in zip(least.tolist(), largest, strict=True)
+    )
+    all_ones = alike and all(high in (0.0, 1.0) for high in largest)
+    counted = size if all_ones else size.sign()
+    nonzero = _over_batch(counted).double()
+    magnitude = nonzero
+    if not all_ones:
+        magnitude = nonzero * most[:, None] if alike else _over_batch(size)
+    return Tally(nonzero, magnitude, nonzero.sum(1), least, most)
+
+
+def in_one_pass(values: Tensor, count: Callable[[Tensor], _Counted]) -> Tally:
+    """`tally` of float32 values on the CPU, by the compiled `count`."""
+    nonzero, events, least, most, various = count(values)
+    magnitude = nonzero
+    if various:
+        magnitude = nonzero * most[:, None] if various == 1 else _over_batch(values.abs())
+    return Tally(nonzero, magnitude, events, least, most)
+
+
+def _compiled_for(values: Tensor) -> Callable[[Tensor], _Counted] | None:
+    """What counts such values in one pass, where numba is installed and worth its loading."""
+    if values.dtype is not torch.float32 or values.device.type != "cpu":
+        return None
+    if type(values) is not Tensor or not values.is_contiguous():
+        return None
+    if values.numel() < _WORTH_LOADING and "numba" not in sys.modules:
+        return None
+    return _loaded()
+
+
+@cache
+def _loaded() -> Callable[[Tensor], _Counted] | None:
+    if find_spec("numba") is None:
+        return None
+    count: Callable[[Tensor], _Counted] = import_module("dynvision_snn.energy.one_pass").count
+    return count
 
 
 def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,24 +143,28 @@ def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
         fan_out: `synapses.fan_out` of one sample, ``[*units]``, float64.
 
     Returns:
-        Two float64 tensors, ``[]`` or ``[T]``. The first is an exact integer up to 2**53.
+        Two float64 tensors, ``[T]``. The first is of exact integers up to 2**53.
 
     Raises:
-        EnergyError: the tally and the fan-out are of different units.
+        EnergyError: the tally and the fan-out are of different numbers of units.
 
-    >>> synops(tally(torch.ones(4, 3)), torch.full((3,), 5.0, dtype=torch.float64))[0]
-    tensor(60., dtype=torch.float64)
+    >>> synops(tally(torch.ones(1, 4, 3)), torch.full((3,), 5.0, dtype=torch.float64))[0]
+    tensor([60.], dtype=torch.float64)
     """
-    _check_units(values.unit_shape, fan_out)
     weights = fan_out.flatten()
-    counted = _rows(values.nonzero, values.sequence) @ weights
+    if values.nonzero.shape[1] != len(weights):
+        raise EnergyError(
+            f"The values have {values.nonzero.shape[1]} units per sample, the fan-out is of "
+            f"{list(fan_out.shape)}. Compute the fan-out for the shape of one sample."
+        )
+    counted = values.nonzero @ weights
     if values.magnitude is values.nonzero:
         return counted, counted
-    return counted, _rows(values.magnitude, values.sequence) @ weights
+    return counted, values.magnitude.double() @ weights
 
 
-def synops_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False) -> Tensor:
-    """Synaptic operations of each sample: float64 ``[B]``, or ``[T, B]`` with `sequence`.
+def synops_per_sample(values: Tensor, fan_out: Tensor) -> Tensor:
+    """Synaptic operations of each sample of ``[T, B, *units]``: float64 ``[T, B]``.
 
     Needs a float64 copy of the values, so it costs more than `synops`. A NaN does not show: ask
     `tally` for its evidence.
@@ -135,54 +172,48 @@ def synops_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False
     Raises:
         EnergyError: values and fan-out are of different units.
 
-    >>> x = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    >>> x = torch.tensor([[[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]]])
     >>> synops_per_sample(x, torch.tensor([2.0, 2.0, 3.0], dtype=torch.float64))
-    tensor([5., 0.], dtype=torch.float64)
+    tensor([[5., 0.]], dtype=torch.float64)
     """
-    lead = 2 if sequence else 1
-    _check_units(values.shape[lead:], fan_out)
+    _check_units(values.shape[2:], fan_out)
     nonzero = _float(values).abs().sign_().to(torch.float64)
-    return nonzero.reshape(*values.shape[:lead], -1) @ fan_out.flatten()
+    return nonzero.reshape(*values.shape[:2], -1) @ fan_out.flatten()
 
 
-def weighted_per_sample(values: Tensor, fan_out: Tensor, *, sequence: bool = False) -> Tensor:
-    """The ``|x|``-weighted operations of each sample, shaped as `synops_per_sample`.
+def weighted_per_sample(values: Tensor, fan_out: Tensor) -> Tensor:
+    """The ``|x|``-weighted operations of each sample, as `synops_per_sample`.
 
-    >>> x = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    >>> x = torch.tensor([[[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]]])
     >>> weighted_per_sample(x, torch.tensor([2.0, 2.0, 3.0], dtype=torch.float64))
-    tensor([8., 0.], dtype=torch.float64)
+    tensor([[8., 0.]], dtype=torch.float64)
     """
-    lead = 2 if sequence else 1
-    _check_units(values.shape[lead:], fan_out)
+    _check_units(values.shape[2:], fan_out)
     size = _float(values).abs().to(torch.float64)
-    return size.reshape(*values.shape[:lead], -1) @ fan_out.flatten()
+    return size.reshape(*values.shape[:2], -1) @ fan_out.flatten()
 
 
-def nonzero_per_sample(values: Tensor, *, sequence: bool = False) -> Tensor:
-    """Nonzero values of each sample: float64 ``[B]``, or ``[T, B]`` with `sequence`.
+def nonzero_per_sample(values: Tensor) -> Tensor:
+    """Nonzero values of each sample of ``[T, B, *units]``: float64 ``[T, B]``.
 
-    >>> nonzero_per_sample(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]]))
-    tensor([2., 0.], dtype=torch.float64)
+    >>> nonzero_per_sample(torch.tensor([[[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]]]))
+    tensor([[2., 0.]], dtype=torch.float64)
     """
-    lead = 2 if sequence else 1
     nonzero = _float(values).abs().sign_()
-    return nonzero.reshape(*values.shape[:lead], -1).sum(-1, dtype=torch.float64)
+    return nonzero.reshape(*values.shape[:2], -1).sum(-1, dtype=torch.float64)
 
 
-def _rows(per_unit: Tensor, sequence: bool) -> Tensor:
-    """float64 ``[units]`` or ``[T, units]``."""
-    exact = per_unit.to(torch.float64)
-    return exact.reshape(len(exact), -1) if sequence else exact.reshape(-1)
-
-
-def _total(per_unit: Tensor, sequence: bool) -> Tensor:
-    rows = per_unit.reshape(len(per_unit), -1) if sequence else per_unit
-    return rows.sum(-1 if sequence else None, dtype=torch.float64)
+def _over_batch(values: Tensor) -> Tensor:
+    """Sums ``[T, B, *units]`` over the batch: ``[T, units]``."""
+    wide = torch.float64 if values.shape[1] > _FLOAT32_EXACT else values.dtype
+    return values.sum(1, dtype=wide).reshape(len(values), -1)
 
 
 def _float(values: Tensor) -> Tensor:
     """At least float32: half-precision sums would round; wide integers need float64."""
     values = values.detach()
+    if values.dtype is torch.float32:
+        return values
     if values.is_floating_point():
         return values.float() if values.element_size() < 4 else values
     return values.to(torch.float64 if values.element_size() > 2 else torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -195,7 +196,6 @@ class Ledger:
 
     # -- counting ---------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def observe(self, observation: Observation) -> None:
         """Counts one call of a layer."""
         if observation.recomputed:
@@ -233,14 +233,14 @@ class Ledger:
         self._check_batch(observation, output.shape[1])
         row = self._row(observation.name, observation.module, keeps_time=True)
         row.spiking = layer.traits.role is Role.SPIKING
-        row.neurons = output[0, 0].numel()
+        row.neurons = math.prod(output.shape[2:])
         output = observation.without_padding(output)
         self._last_output = Tallied.of(output)
         values = self._last_output.tally
         active: dict[Series, Tensor] = {"neuron_updates_active": values.events}
         by_sample: dict[Series, Tensor] = {}
         if self._per_sample or _has_own_phases(observation):
-            by_sample["neuron_updates_active"] = nonzero_per_sample(output, sequence=True)
+            by_sample["neuron_updates_active"] = nonzero_per_sample(output)
         if _has_own_phases(observation):
             active = by_sample
         row.note(observation, self._ticks, active, by_sample, values, synaptic=False)
@@ -270,17 +270,17 @@ class Ledger:
         if isinstance(operator, nn.modules.conv._ConvTransposeNd) and output is not None:
             size = output.shape[3:]
         if output is not None:
-            row.outputs = output[0, 0].numel()
-        fan_out = row.fan_out(operator, seen.unit_shape, values.device, size)
+            row.outputs = math.prod(output.shape[2:])
+        fan_out = row.fan_out(operator, values.shape[2:], values.device, size)
         series: Mapping[Series, Tensor]
         by_sample: dict[Series, Tensor] = {}
         if self._per_sample or _has_own_phases(observation):
-            by_sample["synops"] = synops_per_sample(values, fan_out, sequence=True)
+            by_sample["synops"] = synops_per_sample(values, fan_out)
         if _has_own_phases(observation):
             series = {
                 **by_sample,
-                "synops_weighted": weighted_per_sample(values, fan_out, sequence=True),
-                "events": nonzero_per_sample(values, sequence=True),
+                "synops_weighted": weighted_per_sample(values, fan_out),
+                "events": nonzero_per_sample(values),
             }
         else:
             series = row.counted(seen.tally, fan_out)

@@ -23,6 +23,7 @@ class Tallied:
 
     The memory is known by its storage, held weakly, and by the version that in-place operations
     count. Tensors made in inference mode count no versions, so nothing is taken as known of them.
+    The units may have another shape where the same values are seen again, as after a Flatten.
     """
 
     tally: Tally
@@ -33,7 +34,7 @@ class Tallied:
     def of(cls, values: Tensor, *known: Tallied | None) -> Tallied:
         """The tally of ``[T, B, *units]``, taken from one of `known` where it is of the same."""
         if values.is_inference() or not values.is_contiguous():
-            return cls(tally(values, sequence=True), None, ())
+            return cls(tally(values), None, ())
         storage = StorageWeakRef(values.untyped_storage())
         place = (
             values.storage_offset(),
@@ -50,13 +51,8 @@ class Tallied:
                 and other.storage.cdata == storage.cdata
                 and not other.storage.expired()
             ):
-                return cls(other.tally.reshaped(values.shape[2:]), storage, place)
-        return cls(tally(values, sequence=True), storage, place)
-
-    @property
-    def unit_shape(self) -> torch.Size:
-        """Shape of one sample at one timestep."""
-        return self.tally.unit_shape
+                return other
+        return cls(tally(values), storage, place)
 
 
 @dataclass(frozen=True, slots=True)

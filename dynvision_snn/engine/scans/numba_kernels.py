@@ -1,4 +1,4 @@
-"""A neuron's timesteps compiled for the CPU: the only file that imports numba.
+"""A neuron's timesteps compiled for the CPU.
 
 A timestep of a block of lanes is a few simple loops, one statement of the neuron each, which the
 compiler turns into vector instructions: a loop reads and writes few rows, since the compiler gives
@@ -13,48 +13,30 @@ The numbers that say which neuron it is are those of the enumerations in `adapte
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
-
 import numpy as np
-from numba import njit
+
+from dynvision_snn.jit import inner, outer
 
 
-def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles what only other kernels call."""
-    return njit(  # type: ignore[call-overload]
-        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )(function)
-
-
-def _outer(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles what Python calls, and keeps it on disk where there is a place to write."""
-    compiled = njit(nogil=True, error_model="numpy")(function)
-    with suppress(RuntimeError):  # raised where neither this folder nor the user's is writable
-        compiled.enable_caching()
-    return compiled
-
-
-@_inner
+@inner
 def _copy(source, target):
     for j in range(target.size):
         target[j] = source[j]
 
 
-@_inner
+@inner
 def _add(row, target):
     for j in range(target.size):
         target[j] = target[j] + row[j]
 
 
-@_inner
+@inner
 def _fire(v, threshold, value, out):
     for j in range(out.size):
         out[j] = np.float32(v[j] - threshold[j] > np.float32(0)) * value[j]
 
 
-@_inner
+@inner
 def _update(update, before, u, x, recurrent, has_recurrent, rate, threshold, leak, v):
     one = np.float32(1)
     zero = np.float32(0)
@@ -84,7 +66,7 @@ def _update(update, before, u, x, recurrent, has_recurrent, rate, threshold, lea
             v[j] = v[j] - np.float32(u[j] - threshold[j] > zero) * v[j]
 
 
-@_inner
+@inner
 def _reset(after, v, threshold, reset_value, u):
     one = np.float32(1)
     zero = np.float32(0)
@@ -108,7 +90,7 @@ def _reset(after, v, threshold, reset_value, u):
         _copy(v, u)
 
 
-@_inner
+@inner
 def _slope(kind, a, b, v, threshold, out):
     one = np.float32(1)
     zero = np.float32(0)
@@ -158,7 +140,7 @@ def _slope(kind, a, b, v, threshold, out):
             out[j] = np.float32(kind)
 
 
-@_inner
+@inner
 def _through_reset(after, detached, v, u_before, threshold, reset_value, slope, h, g):
     """From the gradients of spike `h` and recorded membrane `g` to that of ``v``, in `g`.
 
@@ -185,7 +167,7 @@ def _through_reset(after, detached, v, u_before, threshold, reset_value, slope, 
         g[j] = g[j] + slope[j] * h[j]
 
 
-@_inner
+@inner
 def _through_update(update, before, u_before, threshold, rate, g, out):
     """From the gradient of ``v`` in `g` to that of the input in `out` and of ``u`` in `g`."""
     one = np.float32(1)
@@ -211,7 +193,7 @@ def _through_update(update, before, u_before, threshold, rate, g, out):
             g[j] = g[j] - out[j]
 
 
-@_inner
+@inner
 def _learn_threshold(before, after, v, u_before, threshold, slope, h, g_recorded, g, out):
     """Adds the threshold's gradient: in the spike, in the reset of this timestep, in the owed."""
     zero = np.float32(0)
@@ -227,7 +209,7 @@ def _learn_threshold(before, after, v, u_before, threshold, slope, h, g_recorded
             out[j] = out[j] - np.float32(u_before[j] - threshold[j] > zero) * g[j]
 
 
-@_inner
+@inner
 def _learn_rate(before, u_before, threshold, g, out):
     zero = np.float32(0)
     if before == 2:
@@ -239,13 +221,13 @@ def _learn_rate(before, u_before, threshold, g, out):
             out[j] = out[j] + u_before[j] * g[j]
 
 
-@_inner
+@inner
 def _learn_value(v, threshold, h, out):
     for j in range(out.size):
         out[j] = out[j] + np.float32(v[j] - threshold[j] > np.float32(0)) * h[j]
 
 
-@_outer
+@outer
 def forward(
     start,
     words,
@@ -313,7 +295,7 @@ def forward(
             _copy(i, current[t, at:end])
 
 
-@_outer
+@outer
 def backward(
     start,
     words,
