@@ -151,11 +151,8 @@ class TimedClassifier(LightningModule):
         self._every = truncate
         self._gradient_clip = gradient_clip
         self.automatic_optimization = truncate is None
-        if (
-            truncate is not None
-            and self.target is not None
-            and self.target.unit in ("synops", "joules")
-        ):
+        target = self.target
+        if truncate is not None and target is not None and target.unit in ("synops", "joules"):
             raise TrainingError(
                 f"a limit in {target.unit} is of a whole run, of which truncated "
                 "back-propagation sees a chunk at a time; limit 'hertz' or 'activity' instead."
