@@ -14,7 +14,6 @@ from dynvision_snn.errors import DataError
 from dynvision_snn.model import TimedModel
 from dynvision_snn.presentation import Phase, split_labels
 from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch, check_timed_inputs
-from dynvision_snn.readout import stimulus_asked
 from dynvision_snn.recording import Recording
 
 __all__ = [
@@ -121,17 +120,37 @@ class LoadedBatch:
 
         It is about the stimulus shown, during null input about the last one shown.
         """
-        presentation, labels = self.presentation, self.labels
-        shape = (presentation.n_timesteps, self.n_samples)
+        return self.answers_between(0, self.presentation.n_timesteps)
+
+    def answers_between(self, start: int, stop: int) -> Tensor:
+        """The `answers` at the timesteps ``start`` to ``stop``, without making the others."""
+        labels, shape = self.labels, (stop - start, self.n_samples)
         if labels.ndim == 2 and self.time_axis == 0:
-            answers = labels
+            answers = labels[start:stop]
         elif labels.ndim == 1:
             answers = labels.expand(shape)
         else:
-            asked = (stimulus_asked(presentation.stimulus_at) - 1).clamp(min=0)
+            asked = (self.presentation.asked_between(start, stop) - 1).clamp(min=0)
             at = asked if asked.ndim == 2 else asked[:, None].expand(shape)
             answers = labels.gather(0, at.to(labels.device, non_blocking=True))
-        return answers.masked_fill(self.phase_codes == Phase.PADDING, presentation.ignore_index)
+        padding = self.phases_between(start, stop) == Phase.PADDING
+        return answers.masked_fill(padding, self.presentation.ignore_index)
+
+    @property
+    def labels_asked(self) -> Tensor:
+        """The labels that are the answer at any timestep, one-dimensional."""
+        if self.labels.ndim == 1:
+            return self.labels
+        if self.time_axis == 0:
+            return self.answers.flatten()
+        own = self.presentation
+        ones = own if isinstance(own, PresentationBatch) else [own]
+        asked = torch.tensor(
+            [[k in one.asked for one in ones] for k in range(1, len(self.labels) + 1)]
+        )
+        # Where nothing is ever shown the answer is the first label.
+        asked[0] |= ~asked.any(0)
+        return self.labels[asked.expand(self.labels.shape).to(self.labels.device)]
 
     @property
     def targets(self) -> Tensor:
@@ -142,7 +161,11 @@ class LoadedBatch:
     @cached_property
     def phase_codes(self) -> Tensor:
         """The `Phase` of each timestep, int8 ``[T, B]``, or ``[T, 1]`` where samples share it."""
-        codes = self.presentation.phase_codes
+        return self.phases_between(0, self.presentation.n_timesteps)
+
+    def phases_between(self, start: int, stop: int) -> Tensor:
+        """The `phase_codes` of the timesteps ``start`` to ``stop``, without making the others."""
+        codes = self.presentation.phases_between(start, stop)
         codes = codes if codes.ndim == 2 else codes[:, None]
         return codes.to(self.labels.device, non_blocking=True)
 
@@ -197,7 +220,7 @@ def check_answers(loaded: LoadedBatch, n_classes: int, *, wait: bool = True) -> 
         )
     if loaded.labels.is_cuda and not wait:
         return
-    answers = loaded.answers
+    answers = loaded.labels_asked
     odd = answers[(answers != ignored) & ((answers < 0) | (answers >= n_classes))]
     if len(odd):
         raise DataError(

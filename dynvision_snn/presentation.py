@@ -28,6 +28,7 @@ from dynvision_snn.schedule import (
     NamedPhase,
     Phase,
     Stretch,
+    asked_stretches,
     check_phases,
     filled,
     merged,
@@ -379,6 +380,20 @@ class Presentation:
         with torch.inference_mode(False):
             return filled(self._phase_stretches, start, stop, torch.int8)
 
+    def asked_between(self, start: int, stop: int) -> torch.Tensor:
+        """Which stimulus an answer at the timesteps ``start`` to ``stop`` is about: int64 ``[t]``.
+
+        The one shown; during null input the last one shown, before the first the first; 0 if none
+        ever is.
+        """
+        with torch.inference_mode(False):
+            return filled(self._asked_stretches, start, stop, torch.int64)
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The stimuli that an answer is about at any timestep; see `asked_between`."""
+        return tuple(sorted({stimulus for *_, stimulus in self._asked_stretches}))
+
     @cached_property
     def _boundaries(self) -> tuple[int, ...]:
         if self.phases is None:
@@ -389,6 +404,10 @@ class Presentation:
     def _stretches(self) -> tuple[Stretch, ...]:
         ends = pairwise(self._boundaries)
         return merged((*pair, entry) for pair, entry in zip(ends, self.pattern, strict=True))
+
+    @cached_property
+    def _asked_stretches(self) -> tuple[Stretch, ...]:
+        return asked_stretches(self._stretches)
 
     @cached_property
     def _phase_stretches(self) -> tuple[Stretch, ...]:

@@ -333,6 +333,11 @@ class PresentationBatch(Sequence[Presentation]):
         columns = {one: one.phases_between(start, stop) for one in self._different}
         return self._table(columns, stop - start, Phase.PADDING)
 
+    def asked_between(self, start: int, stop: int) -> Tensor:
+        """Which stimulus an answer is about, 0 during padding: int64 ``[t, B]``."""
+        columns = {one: one.asked_between(start, stop) for one in self._different}
+        return self._table(columns, stop - start, 0)
+
     @cached_property
     def _stimulus_at(self) -> Tensor:
         columns = {one: one.stimulus_at for one in self._different}

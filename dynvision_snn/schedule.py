@@ -29,6 +29,7 @@ __all__ = [
     "NamedPhase",
     "Phase",
     "Stretch",
+    "asked_stretches",
     "check_phases",
     "filled",
     "merged",
@@ -122,6 +123,21 @@ def phase_stretches(shown: Iterable[Stretch], reaction_steps: int) -> tuple[Stre
                 yield max(start, window), stop, int(outside)
 
     return merged(parts())
+
+
+def asked_stretches(shown: Iterable[Stretch]) -> tuple[Stretch, ...]:
+    """Which stimulus an answer is about: the one shown, else the last one, else the first to come.
+
+    >>> asked_stretches([(0, 2, 0), (2, 3, 1), (3, 5, 0), (5, 6, 2)])
+    ((0, 5, 1), (5, 6, 2))
+    """
+    given = list(shown)
+    last = next((stimulus for *_, stimulus in given if stimulus), 0)
+    asked = []
+    for start, stop, stimulus in given:
+        last = stimulus or last
+        asked.append((start, stop, last))
+    return merged(asked)
 
 
 def filled(parts: Sequence[Stretch], start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:

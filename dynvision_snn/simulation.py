@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynvision_snn.answering import SCORED_PHASES
 from dynvision_snn.decision import DecisionRule
 from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.errors import DataError, WrapError
-from dynvision_snn.gathering import SCORED_PHASES, Gathered
+from dynvision_snn.evidence import Decoding
+from dynvision_snn.gathering import Gathered
 from dynvision_snn.loading import LoadedBatch, check_answers, device_of
 from dynvision_snn.model import TimedModel
 from dynvision_snn.moments import SETTLING, Moment
@@ -26,17 +28,17 @@ from dynvision_snn.presentation_batch import (
     n_onsets,
 )
 from dynvision_snn.provenance import DataFingerprint, Fingerprinting, environment
-from dynvision_snn.readout import decode
-from dynvision_snn.recording import Recording
 from dynvision_snn.report.progress import track
 from dynvision_snn.sources import PresentationSource, loaded_batches
-from dynvision_snn.tracing import Trace, trace
+from dynvision_snn.timing import format_ms
+from dynvision_snn.tracing import Trace, trace, untraced
 
 _PLAIN = (
     "correct_last",
     "counted_last",
     "readout",
     "membrane_is",
+    "decoding",
     "n_parameters",
     "model_bytes",
     "environment",
@@ -51,7 +53,8 @@ class Simulation:
     Attributes:
         presentation: the schedule, of all samples or of each.
         correct, counted: right answers and answers about the stimulus shown (the last one shown
-            during null input), by phase (`SCORED_PHASES`) and timestep: int64 ``[phases, T]``.
+            during null input), by phase (`SCORED_PHASES`) and timestep: int64 ``[phases, T]``, or
+            ``[phases, 1]`` where they were not kept by timestep.
         correct_last, counted_last: the same at each sample's last supervised timestep.
         settling_times: from each onset, of each sample, in ms: float64 ``[onsets, N]``; NaN where
             the answer never was supervised.
@@ -60,11 +63,12 @@ class Simulation:
         budget: energy per sample, idle time apart.
         readout: the layer that was decoded; None where the model's output was.
         membrane_is: whether its membrane was taken ``"before"`` or ``"after"`` the reset.
+        decoding: what ranked the classes; see `evidence.evidence`.
         n_parameters: parameters of the model.
         model_bytes: memory of its parameters and buffers.
         data: which samples it saw.
         environment: versions of the packages that ran it, and the device.
-        trace: the run of the loader's first sample.
+        trace: the run of the loader's first sample; empty where nothing was kept by timestep.
     """
 
     presentation: AnyPresentation
@@ -77,6 +81,7 @@ class Simulation:
     budget: EnergyBudget
     readout: str | None
     membrane_is: str | None
+    decoding: Decoding
     n_parameters: int
     model_bytes: int
     data: DataFingerprint
@@ -85,16 +90,25 @@ class Simulation:
 
     def __post_init__(self) -> None:
         n_timesteps = self.presentation.n_timesteps
+        kept = self.by_timestep
+        expected = {
+            "correct": n_timesteps if kept else 1,
+            "counted": n_timesteps if kept else 1,
+            "trace": n_timesteps if kept else 0,
+            "budget": n_timesteps,
+        }
         lengths = {
             "correct": self.correct.shape[-1],
             "counted": self.counted.shape[-1],
             "trace": len(self.trace.membrane),
             "budget": self.budget.n_timesteps,
         }
-        odd = {name: length for name, length in lengths.items() if length != n_timesteps}
+        odd = {name: length for name, length in lengths.items() if length != expected[name]}
         if odd:
             raise DataError(
-                f"A simulation of {n_timesteps} timesteps cannot have {odd} (timesteps of each)."
+                f"A simulation of {n_timesteps} timesteps ({format_ms(self.presentation.duration)})"
+                f"{'' if kept else ', not kept by timestep,'} cannot have {odd} (timesteps of "
+                "each)."
             )
         right, counted = self.correct, self.counted
         if bool((right < 0).any()) or bool((right > counted).any()):
@@ -109,6 +123,11 @@ class Simulation:
                     f"{name} of a simulation has shape {list(found)}; expected {list(shape)}: "
                     "onsets, samples."
                 )
+
+    @property
+    def by_timestep(self) -> bool:
+        """Whether answers and counts were kept by timestep."""
+        return self.budget.extent is None
 
     @property
     def n_samples(self) -> int:
@@ -127,18 +146,30 @@ class Simulation:
 
     @property
     def correct_by_timestep(self) -> Tensor:
-        """Right answers at every timestep, int64 ``[T]``."""
-        return self.correct.sum(0)
+        """Right answers at every timestep, int64 ``[T]``; see `accuracy_by_timestep`."""
+        return self._over_time(self.correct)
 
     @property
     def counted_by_timestep(self) -> Tensor:
-        """Answers at every timestep, int64 ``[T]``."""
-        return self.counted.sum(0)
+        """Answers at every timestep, int64 ``[T]``; see `accuracy_by_timestep`."""
+        return self._over_time(self.counted)
 
     @property
     def accuracy_by_timestep(self) -> Tensor:
-        """Share of right answers at every timestep, float64 ``[T]``."""
+        """Share of right answers at every timestep, float64 ``[T]``.
+
+        Raises:
+            DataError: if answers were not kept by timestep.
+        """
         return self.correct_by_timestep.double() / self.counted_by_timestep
+
+    def _over_time(self, counts: Tensor) -> Tensor:
+        if not self.by_timestep:
+            raise DataError(
+                "this simulation was not kept by timestep. Run it with by_timestep=True, or ask "
+                "for accuracy and accuracy_by_phase."
+            )
+        return counts.sum(0)
 
     @property
     def accuracy_by_phase(self) -> dict[str, float]:
@@ -166,6 +197,7 @@ class Simulation:
             "budget": self.budget.to_dict(),
             "readout": self.readout,
             "membrane_is": self.membrane_is,
+            "decoding": self.decoding,
             "n_parameters": self.n_parameters,
             "model_bytes": self.model_bytes,
             "data": self.data.to_dict(),
@@ -222,7 +254,9 @@ def simulate(
     *,
     time_axis: int | None = None,
     every: float | None = None,
+    by_timestep: bool = True,
     seed: int = 0,
+    decoding: Decoding = "membrane",
     rules: Mapping[str, DecisionRule] = MappingProxyType({}),
     per_sample: bool = True,
     progress: bool | None = None,
@@ -244,10 +278,14 @@ def simulate(
         time_axis: where the loader's inputs have time themselves: 0 for ``[T, B, *features]``, 1
             for ``[B, T, *features]``, with labels ``[B]`` or one per timestep, their axes as those
             of the inputs. The presentation then says what the timesteps are, and shows nothing.
-        every: runs each batch in chunks of this many ms (`TimedModel.chunks`) and keeps nothing of
-            a chunk but decoded classes and counts, so that memory does not grow with the
-            membranes of a long run. The trace has no spikes then.
+        every: runs each batch in chunks of this many ms (`TimedModel.chunks`), each of which is
+            decoded, counted and forgotten, so that memory does not grow with the membranes of a
+            long run. The results are those of the run taken whole; but the trace has no spikes.
+        by_timestep: whether answers, counts and the trace are kept by timestep. If not, with
+            `every`, nothing that is kept grows with the length of a run.
         seed: of presentations that are drawn; the same seed and batches give the same ones.
+        decoding: what ranks the classes: the ``"membrane"`` at each timestep, its
+            ``"running_mean"``, the ``"spike_count"`` or the ``"first_spike"`` since the last onset.
         rules: decision rules by name, for the time and energy until each sample's decision.
         per_sample: whether each sample's energy until it settles, and decides, is counted. It costs
             a float64 copy of what one layer receives at one timestep.
@@ -258,7 +296,8 @@ def simulate(
         WrapError: if the model is not wrapped.
         DataError: if the loader yields something else, or nothing; if a label is no class of the
             model, or the presentation's ignore_index is one.
-        ReadoutError: if a membrane is NaN or infinite.
+        ReadoutError: if a membrane is NaN or infinite, or spikes are needed and the readout has
+            none.
     """
     if not isinstance(model, TimedModel):
         raise WrapError(
@@ -269,30 +308,31 @@ def simulate(
         raise DataError("rules need per_sample=True: what a decision costs is told of each sample.")
     if SETTLING in rules:
         raise DataError(f"no rule can be called {SETTLING!r}; give it another name.")
-    if rules and every is not None:
-        raise DataError(
-            "rules need the membranes of whole runs, which every= does not keep; leave one out."
-        )
     device = device_of(model)
-    gathered, shown = Gathered(rules), _Shown(presentation)
+    gathered = Gathered(rules, decoding=decoding, by_timestep=by_timestep)
+    shown = _Shown(presentation)
     prints = Fingerprinting()
     first: LoadedBatch | None = None
     batches = track(loader, title, shown=progress)
     with _evaluating(model), torch.inference_mode():
-        with EnergyMeter(model, per_sample=per_sample) as meter:
+        with EnergyMeter(model, per_sample=per_sample, by_timestep=by_timestep) as meter:
             for loaded in loaded_batches(batches, presentation, time_axis, seed=seed):
                 loaded = shown.add(loaded)
                 timed = loaded.time_axis is not None
                 prints.add(*loaded.by_sample(), loaded.presentation, timed=timed)
                 on_device = loaded.to(device)
                 first = first or on_device.first()
-                decoded, run = _decoded(model, on_device, every)
+                runs = on_device.runs(model, every)
+                run = gathered.add(on_device, runs, meter if per_sample else None)
                 check_answers(loaded, run.membrane.shape[-1])
-                gathered.add(on_device, decoded, run, meter if per_sample else None)
         if first is None:
             raise DataError("the loader gave no batch; expected (images, labels) at least once.")
         whole = shown.whole()
-        example = trace(model, first.lasting(whole.n_timesteps), every)
+        example = (
+            trace(model, first.lasting(whole.n_timesteps), every)
+            if by_timestep
+            else untraced(first)
+        )
     times, _ = gathered.moment(SETTLING)
     return Simulation(
         presentation=whole,
@@ -305,6 +345,7 @@ def simulate(
         budget=meter.budget(),
         readout=run.readout,
         membrane_is=run.membrane_is,
+        decoding=decoding,
         n_parameters=sum(p.numel() for p in model.parameters()),
         model_bytes=sum(x.nbytes for x in (*model.parameters(), *model.buffers())),
         data=prints.result(),
@@ -345,17 +386,6 @@ class _Shown:
         if self._known is not None:
             return self._known
         return PresentationBatch(self._ones, self._n_timesteps, self._n_stimuli)
-
-
-def _decoded(
-    model: TimedModel, loaded: LoadedBatch, every: float | None
-) -> tuple[Tensor, Recording]:
-    """The class at every timestep ``[T, B]``, and the run, of which chunks leave the last alone."""
-    classes = []
-    for run in loaded.runs(model, every):
-        few = run.membrane.shape[-1] <= torch.iinfo(torch.int16).max
-        classes.append(decode(run.membrane, run.start).to(torch.int16 if few else torch.int32))
-    return torch.cat(classes), run
 
 
 @contextmanager

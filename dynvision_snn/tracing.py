@@ -14,7 +14,7 @@ from dynvision_snn.errors import ObservationError
 from dynvision_snn.loading import LoadedBatch
 from dynvision_snn.model import TimedModel
 
-__all__ = ["Raster", "Trace", "trace"]
+__all__ = ["Raster", "Trace", "trace", "untraced"]
 
 MOST_UNITS = 200
 """Units of a layer whose spikes are kept; more could not be told apart in a figure."""
@@ -41,9 +41,9 @@ class Trace:
 
     Attributes:
         labels: its class; one for each stimulus, or timestep, where they have one.
-        membrane: what is decoded, ``[T, classes]``.
+        membrane: what is decoded, ``[T, classes]``; of no timestep where none is kept.
         rasters: by the name of a spiking layer.
-        missing: why there are no rasters, where a layer cannot be recorded.
+        missing: why there are no rasters, or nothing at all.
     """
 
     labels: tuple[int, ...]
@@ -72,7 +72,9 @@ class Trace:
         """What `to_dict` wrote."""
         return cls(
             tuple(values["labels"]),
-            torch.tensor(values["membrane"], dtype=torch.float32),
+            torch.tensor(values["membrane"], dtype=torch.float32).reshape(
+                len(values["membrane"]), -1 if values["membrane"] else 0
+            ),
             {
                 name: Raster(
                     raster["units"], raster["shown"], tuple((t, u) for t, u in raster["spikes"])
@@ -115,6 +117,12 @@ def trace(model: TimedModel, sample: LoadedBatch, every: float | None = None) ->
         },
         missing,
     )
+
+
+def untraced(sample: LoadedBatch) -> Trace:
+    """A trace of one sample of which nothing is kept by timestep."""
+    labels = tuple(sample.labels.flatten().tolist()) if sample.labels.ndim == 1 else ()
+    return Trace(labels, torch.zeros(0, 0), missing="nothing is kept by timestep")
 
 
 def _raster(spikes: Tensor) -> Raster:

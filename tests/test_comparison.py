@@ -365,7 +365,7 @@ def test_rebuilding_elsewhere_takes_no_folder_that_is_in_use(saved, tmp_path):
         (lambda text: "", "cut off"),
         (lambda text: "[1, 2]", "no schema"),
         (lambda text: '{"a": 1}', "no schema"),
-        (lambda text: text.replace('"schema": 3', '"schema": 99', 1), "schema 99"),
+        (lambda text: text.replace('"schema": 4', '"schema": 99', 1), "schema 99"),
         (lambda text: text.replace('"n_parameters": 103', '"n_parameters": 3'), "was changed"),
     ],
 )

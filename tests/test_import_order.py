@@ -48,6 +48,7 @@ ROOMS = [
     "provenance",  # what a simulation keeps of where it came from,
     "tracing",  # of one sample to look at,
     "moments",  # and of every sample's settling and decisions
+    "answering",  # which are followed through each batch
     "gathering",  # and of all batches together
     "simulation",
     "comparison",

@@ -408,12 +408,6 @@ def test_chunks_of_samples_of_different_lengths():
     check_same(pieces, whole, ("trace", "environment"))
 
 
-def test_rules_need_whole_runs():
-    rules = {"margin": MembraneMargin(0.1)}
-    with pytest.raises(DataError, match="every="):
-        dvs.simulate(wrapped(), batches(*data()), P, every=4.0, rules=rules)
-
-
 def test_labels_that_ignore_the_reaction_time_are_decided_like_others():
     images, labels = data()
     over_time = labels.expand(P.n_timesteps, -1)

@@ -16,6 +16,7 @@ from dynvision_snn.decision import DecisionRule, SoftmaxConfidence
 from dynvision_snn.energy import HardwareProfile, resolve_profile
 from dynvision_snn.energy.budget import ProfileLike
 from dynvision_snn.errors import ComparisonError, DynvisionError, known_names
+from dynvision_snn.evidence import Decoding
 from dynvision_snn.model import TimedModel
 from dynvision_snn.report.figure import WIDTH
 from dynvision_snn.report.markup import to_html
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from dynvision_snn.report.figure import Figure
     from dynvision_snn.report.values import DataFrame
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of `Comparison.to_dict`'s layout."""
 
 DEFAULT_PROFILES = ("45nm-fp32",)
@@ -249,7 +250,10 @@ def compare(
     presentation: PresentationSource = None,
     *,
     time_axis: int | None = None,
+    every: float | None = None,
+    by_timestep: bool = True,
     seed: int = 0,
+    decoding: Decoding = "membrane",
     profiles: Sequence[ProfileLike] = DEFAULT_PROFILES,
     baseline: str | None = None,
     rules: Mapping[str, DecisionRule] = DEFAULT_RULES,
@@ -267,7 +271,11 @@ def compare(
         presentation: the schedule, one for each sample, drawn, or the loader's own, as in
             `simulate`; shared by all models.
         time_axis: as in `simulate`, for a loader whose inputs have time themselves.
+        every: as in `simulate`: runs in chunks of this many ms, with the same results.
+        by_timestep: as in `simulate`: whether anything is kept by timestep. Figures over time need
+            it.
         seed: of presentations that are drawn.
+        decoding: as in `simulate`.
         profiles: hardware profiles that energies are shown for.
         baseline: the model that ratios and break-even are against, such as a non-spiking one.
         rules: decision rules by name; tables show the first, figures all.
@@ -287,7 +295,10 @@ def compare(
                 loader,
                 presentation,
                 time_axis=time_axis,
+                every=every,
+                by_timestep=by_timestep,
                 seed=seed,
+                decoding=decoding,
                 rules=rules,
                 progress=progress,
                 title=title,
