@@ -37,6 +37,8 @@ def runs(tmp_path_factory):
     settings["optimizer"] = {"name": "SGD", "kwargs": {"lr": 0.1}}
     settings["target"] = {"limit": 50.0, "unit": "hertz"}
     settings["training"]["epochs"] = 2
+    # Shares of the last batch differ in their longest sample.
+    settings["presentation"]["varying"] = {"onset_jitter": 12.0, "by_sample": True}
     two = copy.deepcopy(settings) | {"out": str(folder / "two")}
     two["training"]["processes"] = 2
     (folder / "config.yaml").write_text(dump_yaml(two))
@@ -49,7 +51,9 @@ def runs(tmp_path_factory):
         text=True,
     )
     assert shown.returncode == 0, shown.stderr
-    train(parse_config(settings | {"out": str(folder / "one")}), progress=False)
+    for name, truncate in (("one", None), ("one in chunks", 4.0)):
+        settings["training"]["truncate"] = truncate
+        train(parse_config(settings | {"out": str(folder / name)}), progress=False)
     return folder, torch.load(folder / "found.pt", weights_only=True)
 
 
@@ -92,10 +96,12 @@ def test_a_mean_of_the_parts_means_would_be_another_loss():
     assert (of["first"] + of["rest"]) / 2 != pytest.approx(of["all"], rel=1e-3)
 
 
-def test_two_processes_train_to_the_weights_of_one(runs):
+@pytest.mark.parametrize("how", ["", " in chunks"])
+def test_two_processes_train_to_the_weights_of_one(runs, how):
     folder, _ = runs
     one, two = (
-        read_checkpoint(folder / name / "checkpoints" / "last.ckpt") for name in ("one", "two")
+        read_checkpoint(folder / f"{name}{how}" / "checkpoints" / "last.ckpt")
+        for name in ("one", "two")
     )
     assert one["global_step"] == two["global_step"] == 12
     for key, value in one["state_dict"].items():
@@ -112,10 +118,11 @@ def _metrics(folder):
     }
 
 
-def test_two_processes_measure_what_one_does(runs):
+@pytest.mark.parametrize("how", ["", " in chunks"])
+def test_two_processes_measure_what_one_does(runs, how):
     """Validation and test count every sample once, though 11 and 21 do not divide by two."""
     folder, _ = runs
-    one, two = (_metrics(folder / name) for name in ("one", "two"))
+    one, two = (_metrics(folder / f"{name}{how}") for name in ("one", "two"))
     assert {"train_loss", "val_loss", "val_joules", "val_accuracy", "test_accuracy"} <= one.keys()
     assert one.keys() == two.keys()
     for name, values in one.items():
@@ -126,7 +133,7 @@ def test_two_processes_measure_what_one_does(runs):
 
 
 def test_membranes_are_not_broadcast(runs):
-    assert runs[1]["broadcast"] == [False]
+    assert runs[1]["broadcast"] == [False, False]
 
 
 def test_asking_for_broadcast_is_refused(settings):

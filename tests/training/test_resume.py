@@ -59,7 +59,8 @@ def _check_same_end(resumed, unbroken):
 def varied(settings):
     """Everything random at once: dropout, order, presentations; a target, a scheduler."""
     settings["target"] = {"limit": 30.0, "unit": "hertz"}
-    settings["presentation"]["varying"] = {"shuffle": True, "onset_jitter": 4.0}
+    varying = {"shuffle": True, "onset_jitter": 4.0, "by_sample": True}
+    settings["presentation"]["varying"] = varying
     settings["training"]["checkpoint_every"] = 2
     settings["scheduler"] = {"name": "ExponentialLR", "kwargs": {"gamma": 0.9}}
     return settings
@@ -73,7 +74,7 @@ def _unbroken(settings, tmp_path):
 
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(varied, tmp_path):
     """40 samples in 5 batches an epoch, 6 to 10 timesteps each: killed in the second epoch."""
-    _killed_run(varied, tmp_path, kill_at=72)
+    _killed_run(varied, tmp_path, kill_at=92)
     stopped = _weights(varied["out"])
     assert 0 < stopped["global_step"] % 5 < 5
     train(parse_config(varied), resume=True, progress=False)

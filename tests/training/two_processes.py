@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dynvision_snn as dvs
-from dynvision_snn.config import load_config
+from dynvision_snn.config import load_config, parse_config
 from dynvision_snn.energy import EnergyMeter
 from dynvision_snn.losses import build_criterion
 from dynvision_snn.training import EnergyTarget
@@ -93,6 +93,9 @@ def main() -> None:
     mine = slice(0, 3) if dist.get_rank() == 0 else slice(3, 7)
     found = step(lambda: net(dropout=0.0), images[mine], labels[mine], parallel=True)
     train(config, progress=False)
+    chunked = config.resolved()
+    chunked["training"]["truncate"] = 4.0
+    train(parse_config(chunked | {"out": f"{config.out} in chunks"}), progress=False)
     if dist.get_rank() == 0:
         torch.save({"step": found, "broadcast": broadcast}, folder / "found.pt")
     dist.barrier()
