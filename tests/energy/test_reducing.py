@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def run_rank(rank: int, folder: str) -> None:
         bad.all_reduce(dt=1.0)
     except EnergyError as error:
         torch.save(str(error), f"{folder}/error{rank}")
+    # DDP's reducer keeps the group: left to the interpreter's end, it may abort a finished rank.
+    del net, optimizer, meter, lazy, bad
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
