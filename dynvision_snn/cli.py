@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,12 +15,19 @@ except ImportError as error:
 
 import torch
 
-from dynvision_snn.comparison import DEFAULT_PROFILES, Comparison, join, load_all, rebuild
+from dynvision_snn.comparison import (
+    DEFAULT_PROFILES,
+    DEFAULT_RULES,
+    Comparison,
+    join,
+    load_all,
+    rebuild,
+)
 from dynvision_snn.demo import BUILDERS, DemoSettings, run_demo
 from dynvision_snn.description import describe as describe_model
 from dynvision_snn.factories import model_factory
 from dynvision_snn.model import TimedModel, wrap
-from dynvision_snn.report.files import check_free, write_text
+from dynvision_snn.report.files import check_free
 from dynvision_snn.report.tables import Column, lay_out, to_text
 from dynvision_snn.training import Epoch
 
@@ -248,8 +254,23 @@ def sweep(
 def simulate(
     config: Annotated[Path, _CONFIG],
     checkpoint: Annotated[Path, typer.Option(help="Of a training with the same settings.")],
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model is called beside others.  [default: the folder of the settings]"
+        ),
+    ] = None,
+    every: Annotated[
+        float | None, typer.Option(help="Run in chunks of this many ms, for long runs.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file for the numbers, or a folder for tables, figures and report, too: a "
+            "comparison of one model, which `compare` sets beside others."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite it.")] = False,
 ) -> None:
     """Run a trained model on the test set: accuracy, time, and its energy budget."""
     from dynvision_snn.training.lightning import simulate_checkpoint
@@ -257,9 +278,10 @@ def simulate(
     settings = _settings(config, None)
     if out is not None:
         check_free(out, force=force)
-    found = simulate_checkpoint(settings, checkpoint)
+    found = simulate_checkpoint(settings, checkpoint, every=every, rules=DEFAULT_RULES)
     if out is not None:
-        write_text(out, json.dumps(found.to_dict(), indent=1), force=force)
+        alone = Comparison({name or Path(settings.out).name: found}, [settings.profile])
+        alone.save(out, force=force)
     sys.stdout.write(f"{found}\n{found.budget}\n{found.budget.joules(settings.profile)}\n")
 
 

@@ -21,7 +21,7 @@ from dynvision_snn.decision import (
     SpikesAhead,
     decide,
 )
-from dynvision_snn.errors import DataError, EnergyError
+from dynvision_snn.errors import ComparisonError, DataError, EnergyError
 from dynvision_snn.evidence import evidence
 from dynvision_snn.loading import LoadedBatch
 from dynvision_snn.moments import SETTLING
@@ -162,6 +162,25 @@ def test_without_timesteps_kept_all_else_is_said_the_same():
     with pytest.raises(EnergyError, match="by_timestep=True"):
         alone.budget.by_timestep("spikes")
     assert dvs.Simulation.from_dict(json.loads(json.dumps(alone.to_dict()))) == alone
+
+
+def test_a_comparison_that_was_not_kept_by_timestep_shows_all_but_time(tmp_path):
+    pytest.importorskip("matplotlib")
+    rules = {"margin": RULES["margin"]}
+    options = {"decoding": "spike_count", "rules": rules, "every": 3.0, "by_timestep": False}
+    alone = simulated(presentation=ONE, **options)
+    kept = simulated(presentation=ONE, **{**options, "by_timestep": True})
+    comparison = dvs.Comparison({"streamed": alone, "kept": kept})
+    figures = comparison.plot()
+    assert {"accuracy", "energy", "pareto", "anytime", "membrane-kept"} <= figures.keys()
+    assert not any(name.endswith("-streamed") for name in figures)
+    only = dvs.Comparison({"streamed": alone})
+    assert not {"accuracy", "time", "anytime"} & only.plot().keys()
+    only.save(tmp_path / "streamed")
+    assert dvs.comparison.load(tmp_path / "streamed") == only
+    assert "the spike count of 3 since the onset" in " ".join(comparison.table().split())
+    with pytest.raises(ComparisonError, match="by timestep"):
+        dvs.Comparison({"one": [alone, kept]})
 
 
 def long_run(n_timesteps, **kwargs):

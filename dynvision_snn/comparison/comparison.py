@@ -178,7 +178,11 @@ class Comparison:
             ComparisonError: for another schema, or content that is not as it was written.
         """
         if not isinstance(values, Mapping) or "schema" not in values or "checksum" not in values:
-            raise ComparisonError("this is no saved comparison: it has no schema and checksum.")
+            raise ComparisonError(
+                "this is no saved comparison: it has no schema and checksum. What Comparison.save "
+                "and dynvision-snn compare and simulate write is one; a simulation alone becomes "
+                'one by Comparison({"its name": simulation}).save(path).'
+            )
         if values["schema"] != SCHEMA:
             raise ComparisonError(
                 f"a comparison of schema {values['schema']!r} cannot be read; this version reads "
@@ -332,10 +336,12 @@ def _check_same_model(name: str, first: Simulation, other: Simulation) -> None:
                 "one model belong under one name."
             )
     layers = [[layer.name for layer in run.budget.counts] for run in (first, other)]
-    if layers[0] != layers[1] or first.moments.keys() != other.moments.keys():
+    kept = [(run.moments.keys(), run.by_timestep, run.decoding) for run in (first, other)]
+    if layers[0] != layers[1] or kept[0] != kept[1]:
         raise ComparisonError(
-            f"the runs of {name!r} differ in their layers or decision rules. Only repetitions of "
-            "one model belong under one name."
+            f"the runs of {name!r} differ in their layers, their decision rules, what was decoded, "
+            "or whether they were kept by timestep. Only repetitions of one model belong under one "
+            "name."
         )
 
 

@@ -11,7 +11,7 @@ __all__ = ["differences"]
 
 
 def differences(runs: Mapping[str, Sequence[Simulation]]) -> list[str]:
-    """Sentences about data, presentation, decision rules, package versions and devices.
+    """Sentences about data, decoding, presentation, decision rules, package versions and devices.
 
     One for each thing that is not the same in all simulations; none if all agree.
     """
@@ -38,6 +38,7 @@ def _facts(simulation: Simulation) -> dict[str, str]:
     presentation: Iterable[tuple[str, Any]] = simulation.presentation.to_dict().items()
     return {
         "data": str(simulation.data),
+        "decoding": simulation.decoding,
         **{f"presentation's {key}": str(value) for key, value in presentation},
         **{
             f"rule called {name!r}": moment.rule

@@ -55,7 +55,8 @@ class Drawn:
 def figures(comparison: Comparison, width: float, *, noted: bool = True) -> dict[str, Drawn]:
     """All figures by name, in the order in which they are shown.
 
-    Models that saw different presentations have time figures of their own.
+    Models that saw different presentations have time figures of their own; those that were not
+    kept by timestep have none.
 
     Args:
         comparison: what is drawn.
@@ -72,6 +73,8 @@ def figures(comparison: Comparison, width: float, *, noted: bool = True) -> dict
     drawn |= dict(_by_energy(comparison, styles, width, noted))
     names = file_names(comparison.runs)
     for model, (run, *_) in comparison.runs.items():
+        if not run.by_timestep:
+            continue
         for name, figure in _one_sample(model, run, styles[model], width):
             drawn[f"{name}-{names[model]}"] = figure
     return drawn
@@ -80,6 +83,8 @@ def figures(comparison: Comparison, width: float, *, noted: bool = True) -> dict
 def _by_presentation(comparison: Comparison) -> list[dict[str, Sequence[Simulation]]]:
     groups: list[dict[str, Sequence[Simulation]]] = []
     for name, runs in comparison.runs.items():
+        if not runs[0].by_timestep:
+            continue
         for group in groups:
             first = next(iter(group.values()))[0]
             if first.presentation.to_dict() == runs[0].presentation.to_dict():

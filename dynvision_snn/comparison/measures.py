@@ -145,10 +145,11 @@ def anytime(runs: Sequence[Simulation], profile: HardwareProfile) -> list[tuple[
     """Energy since the onset and accuracy at each timestep after it, over onsets and runs.
 
     From an onset to its last supervised timestep, or to the next onset where it has none; of
-    several onsets as far as the shortest goes. None where samples have presentations of their own.
+    several onsets as far as the shortest goes. None where samples have presentations of their own,
+    or nothing was kept by timestep.
     """
     presentation = runs[0].presentation
-    if not isinstance(presentation, Presentation):
+    if not isinstance(presentation, Presentation) or not runs[0].by_timestep:
         return []
     bounds = pairwise([*presentation.onsets, presentation.n_timesteps])
     supervised = presentation.supervised_mask

@@ -21,6 +21,7 @@ from dynvision_snn.moments import SETTLING
 from dynvision_snn.report.numbers import MeanSD
 from dynvision_snn.report.pareto import pareto_front
 from dynvision_snn.report.tables import Column, Grid, Noted, lay_out, to_text
+from dynvision_snn.simulation import Simulation
 
 if TYPE_CHECKING:
     from dynvision_snn.comparison.comparison import Comparison
@@ -358,15 +359,32 @@ def _general_notes(comparison: Comparison) -> Iterator[str]:
     )
     decoded: dict[str, list[str]] = {}
     for name, (run, *_) in comparison.runs.items():
-        decoded.setdefault(_decoded(run.readout, run.membrane_is), []).append(name)
+        decoded.setdefault(_decoded(run), []).append(name)
     yield "Decoded: " + "; ".join(f"{what} ({', '.join(n)})" for what, n in decoded.items()) + "."
 
 
-def _decoded(readout: str | None, membrane_is: str | None) -> str:
-    if readout is None:
-        return "the model's output"
-    reset = "without a reset" if membrane_is == "without" else f"{membrane_is} the reset"
-    return f"the membrane of {readout}, {reset}" if membrane_is else f"the output of {readout}"
+_EVIDENCE: Mapping[str, str] = {
+    "membrane": "",
+    "running_mean": "the running mean of ",
+    "spike_count": "the spike count of ",
+    "first_spike": "the first spike of ",
+}
+
+
+def _decoded(run: Simulation) -> str:
+    since = "" if run.decoding == "membrane" else " since the onset"
+    if run.decoding in ("spike_count", "first_spike"):
+        return f"{_EVIDENCE[run.decoding]}{run.readout}{since}"
+    if run.readout is None:
+        what = "the model's output"
+    elif run.membrane_is is None:
+        what = f"the output of {run.readout}"
+    else:
+        reset = (
+            "without a reset" if run.membrane_is == "without" else f"{run.membrane_is} the reset"
+        )
+        what = f"the membrane of {run.readout}, {reset}"
+    return f"{_EVIDENCE[run.decoding]}{what}{since}"
 
 
 def _mean(value: Value) -> float:

@@ -13,8 +13,9 @@ import torch
 from typer.testing import CliRunner
 
 from dynvision_snn.cli import app
+from dynvision_snn.comparison import load
 from dynvision_snn.config import dump_yaml, load_config, parse_config
-from dynvision_snn.errors import ConfigError, DataError, OutputError, TrainingError
+from dynvision_snn.errors import ComparisonError, ConfigError, DataError, OutputError, TrainingError
 from dynvision_snn.training.lightning import (
     TrainingResult,
     read_checkpoint,
@@ -238,7 +239,22 @@ def test_the_command_trains_resumes_and_simulates(settings, tmp_path):
     shown = _command("simulate", path, "--checkpoint", checkpoint, "--out", numbers)
     assert shown.exit_code == 0, shown.output
     assert "Energy budget per sample" in shown.output
-    assert json.loads(numbers.read_text())["budget"]["dt"] == 2.0
+    alone = load(numbers)
+    (run,) = alone.runs["run"]  # called by the folder of its settings
+    assert run.budget.dt == 2.0
+    assert [profile.name for profile in alone.profiles] == ["45nm-fp32"]
+    other = tmp_path / "other.json"
+    shown = _command(
+        "simulate", path, "--checkpoint", checkpoint, "--out", other, "--name", "b", "--every", 4
+    )
+    assert shown.exit_code == 0, shown.output
+    beside = _command("compare", numbers, other)
+    assert beside.exit_code == 0, beside.output
+    (chunked,) = load(other).runs["b"]
+    for name, moment in run.moments.items():  # the rules of `compare`, in chunks or not
+        assert moment.to_dict() == chunked.moments[name].to_dict()
+    assert len(run.moments) > 1
+    assert isinstance(_command("compare", path).exception, ComparisonError)
 
 
 def test_the_command_says_what_is_wrong(settings, tmp_path):

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from dynvision_snn.config import TrainingConfig, dump_yaml, load_config
+from dynvision_snn.decision import DecisionRule
 from dynvision_snn.errors import TrainingError
 from dynvision_snn.report.files import check_free, write_text
 from dynvision_snn.simulation import Simulation, simulate
@@ -240,13 +242,20 @@ def _plain(result: TrainingResult) -> dict[str, Any]:
 
 
 def simulate_checkpoint(
-    config: TrainingConfig, checkpoint: str | Path, *, progress: bool | None = None
+    config: TrainingConfig,
+    checkpoint: str | Path,
+    *,
+    every: float | None = None,
+    rules: Mapping[str, DecisionRule] = MappingProxyType({}),
+    progress: bool | None = None,
 ) -> Simulation:
     """A trained model on the test set.
 
     Args:
         config: the settings it was trained with.
         checkpoint: one that `train` has written.
+        every: runs in chunks of this many ms, as in `simulate`.
+        rules: decision rules by name, as in `simulate`.
         progress: whether a progress bar is shown.
 
     Raises:
@@ -265,6 +274,8 @@ def simulate_checkpoint(
         loader,
         config.presentation.build(config.dt),
         time_axis=config.data.time_axis,
+        every=every,
+        rules=rules,
         progress=progress,
     )
 
