@@ -5,6 +5,7 @@ Arguments: a configuration, and a folder that the first process writes what it f
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import warnings
@@ -98,6 +99,8 @@ def main() -> None:
     train(parse_config(chunked | {"out": f"{config.out} in chunks"}), progress=False)
     if dist.get_rank() == 0:
         torch.save({"step": found, "broadcast": broadcast}, folder / "found.pt")
+    # A DDP reducer that outlives its group may abort a finished process.
+    gc.collect()
     dist.barrier()
     dist.destroy_process_group()
 
