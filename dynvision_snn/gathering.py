@@ -85,9 +85,11 @@ class Gathered:
         last = answering.last
         self.correct_last = self.correct_last.to(last.correct.device) + last.correct.sum()
         self.counted_last = self.counted_last.to(last.counted.device) + last.counted.sum()
-        self._asked.append(answering.asked.cpu())
+        asked = answering.asked.cpu()
+        self._asked.append(asked)
         for name, reached in self._reached.items():
-            reached.append((answering.times(name).cpu(), answering.right(name).cpu()))
+            times, right = answering.times(name).cpu(), answering.right(name).cpu()
+            reached.append((times.masked_fill(~asked, torch.nan), right & asked))
         return run
 
     def _add_scores(self, scores: Sequence[Score], start: int) -> None:
@@ -102,7 +104,7 @@ class Gathered:
                 total += counts.sum(1, keepdim=True)
 
     def moment(self, name: str) -> Reached:
-        """Times and right answers of all samples, ``[onsets, N]``."""
+        """Times and right answers of all samples that are asked, ``[onsets, N]``."""
         times, right = zip(*self._reached[name], strict=True)
         return self._joined(times, torch.nan), self._joined(right, False)
 

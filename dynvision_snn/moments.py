@@ -26,14 +26,18 @@ SETTLING = "settling"
 class Moment:
     """When each sample reached it from each onset, and what it had cost by then.
 
+    A sample whose label is ignored is not measured: it has no time and no cost, as if it had never
+    got there, and counts in no share.
+
     Attributes:
-        times: ms from each onset, float64 ``[onsets, N]``; NaN where it was never reached.
+        times: ms from each onset, float64 ``[onsets, N]``; NaN where it was never reached, or
+            nothing is asked.
         right: whether the class at that moment is the answer, bool ``[onsets, N]``; False where
             it was never reached.
         asked: whether there is an answer to give, bool ``[onsets, N]``; False where the sample has
             no such onset, or its label there is ignored.
         operations: counts from the onset through the moment's timestep by quantity, float64
-            ``[onsets, N]``; NaN where it was never reached.
+            ``[onsets, N]``; NaN where there is no time.
         timesteps: of how many timesteps these are.
         rule: the decision rule in full; what it is called is up to whoever marks the moment.
     """
@@ -58,6 +62,11 @@ class Moment:
         }
         if len(shapes) > 1 or self.times.ndim != 2:
             raise DataError(f"A moment has shapes {sorted(shapes)}; expected one [onsets, N].")
+        if bool((~self.times.isnan() & ~self.asked).any()):
+            raise DataError(
+                "A moment has a time where nothing is asked; expected NaN there, so that samples "
+                "whose label is ignored are in no mean."
+            )
 
     @classmethod
     def of(
@@ -69,13 +78,17 @@ class Moment:
         asked: Tensor,
         rule: str = "",
     ) -> Moment:
-        """From the counts that a meter kept under a name."""
+        """From the counts that a meter kept under a name, of samples that have a time alone."""
+        missing = times.isnan()
         return cls(
             times,
             right,
             asked,
-            {quantity: energy.operations(quantity, name) for quantity in SAMPLE_QUANTITIES},
-            energy.timesteps[name],
+            {
+                quantity: energy.operations(quantity, name).masked_fill(missing, torch.nan)
+                for quantity in SAMPLE_QUANTITIES
+            },
+            energy.timesteps[name].masked_fill(missing, torch.nan),
             rule,
         )
 

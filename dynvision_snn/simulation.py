@@ -57,7 +57,7 @@ class Simulation:
             ``[phases, 1]`` where they were not kept by timestep.
         correct_last, counted_last: the same at each sample's last supervised timestep.
         settling_times: from each onset, of each sample, in ms: float64 ``[onsets, N]``; NaN where
-            the answer never was supervised.
+            the answer never was supervised, or its label is ignored.
         moments: what was marked in every sample's run, with the energy spent until then:
             ``"settling"`` and each decision rule by name.
         budget: energy per sample, idle time apart.

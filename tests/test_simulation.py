@@ -456,6 +456,27 @@ def test_samples_and_onsets_without_an_answer_are_no_wrong_answers_of_a_moment()
         assert Moment.from_dict(moment.to_dict()).accuracy == moment.accuracy
 
 
+@pytest.mark.parametrize("every", [None, 3.0])
+def test_samples_without_an_answer_are_in_no_mean_of_a_moment(every):
+    """Times and joules are those of the other samples, simulated by themselves."""
+    images, labels = dataset()
+    model, rules = dvs.wrap(spiking(), dt=DT), {"margin": MembraneMargin(0.05)}
+    kept = labels.masked_fill(torch.arange(len(labels)) % 3 == 0, -1)
+    some = dvs.simulate(model, [(images, kept)], ONE, rules=rules, every=every)
+    pair = images[kept >= 0], labels[kept >= 0]
+    alone = dvs.simulate(model, [pair], ONE, rules=rules, every=every)
+    every_one = dvs.simulate(model, [(images, labels)], ONE, rules=rules, every=every)
+    assert some.settling_time == alone.settling_time != every_one.settling_time
+    for name in (SETTLING, "margin"):
+        mine, theirs = some.moments[name], alone.moments[name]
+        assert mine.time == theirs.time
+        assert mine.joules("loihi") == theirs.joules("loihi")
+        assert mine.joules("loihi") != every_one.moments[name].joules("loihi")
+        assert mine.times[:, kept < 0].isnan().all()
+    with pytest.raises(DataError, match="nothing is asked"):
+        Moment(mine.times.nan_to_num(0.0), mine.right, mine.asked, {}, mine.timesteps)
+
+
 @pytest.mark.filterwarnings("ignore::dynvision_snn.errors.PresentationWarning")
 def test_a_simulation_that_shows_nothing_is_read_back():
     got = simulated(presentation=dvs.Presentation("000", dt=DT))
