@@ -1,9 +1,11 @@
 """Images as inputs over time: currents, spike trains at rates in Hz, latencies in ms.
 
-An encoding follows a `Presentation`: at every timestep it encodes what is shown then, a stimulus or
-null input. Randomness comes from the generator that is passed, so that a seed gives the same
-inputs. Every encoding means the same at any timestep: a rate is a number of spikes per second, not
-a probability per timestep.
+An encoding follows a `Presentation`, or a `PresentationBatch` in which each sample has its own: at
+every timestep it encodes what is shown then, a stimulus or null input. Padding is encoded like null
+input, without noise. Randomness comes from the generator that is passed, so that a seed gives the
+same inputs; it is drawn for a whole batch at each timestep, so that random encodings of a batch are
+not those of its samples alone, while those that draw nothing are. Every encoding means the same at
+any timestep: a rate is a number of spikes per second, not a probability per timestep.
 
 No library's encoder takes both milliseconds and a schedule, and snnTorch's take no generator, so
 these are written here, in torch alone; tests hold them to ``norse.torch.poisson_encode`` (equal
@@ -14,9 +16,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from dynvision_snn.errors import EncodingError
 from dynvision_snn.noise import Noise, check_not_negative
 from dynvision_snn.presentation import Presentation
+from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch
 from dynvision_snn.timing import (
     check_time,
     containing_steps,
@@ -54,13 +56,16 @@ class Encoding(ABC):
     null_noise: Noise | None = None
 
     def __call__(
-        self, images: Tensor, presentation: Presentation, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        presentation: AnyPresentation,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """The inputs of a whole presentation.
 
         Args:
             images: ``[B, *features]``, floating point; ``[K, B, *features]`` of K > 1 stimuli.
-            presentation: what is shown when, and the timestep.
+            presentation: what is shown when, to all samples or to each, and the timestep.
             generator: the source of randomness, on the images' device.
 
         Returns:
@@ -73,7 +78,10 @@ class Encoding(ABC):
         return torch.stack(list(self.steps(images, presentation, generator)))
 
     def steps(
-        self, images: Tensor, presentation: Presentation, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        presentation: AnyPresentation,
+        generator: torch.Generator | None = None,
     ) -> Iterator[Tensor]:
         """The inputs of one timestep after the other, ``[B, *features]`` each; see `__call__`.
 
@@ -81,14 +89,13 @@ class Encoding(ABC):
         """
         shown = presentation.inputs_at(images)
         _check_floating(images)
-        noisy = self.null_noise is not None and 0 in presentation.pattern
+        noisy = self.null_noise is not None and any(0 in one.pattern for one in _ones(presentation))
         if noisy or self._is_random:
             generator = _check_generator(generator, images, type(self).__name__)
         encoded = self._encode(images, shown, presentation, generator)
-        if self.null_noise is None or generator is None:
+        if self.null_noise is None or generator is None or not noisy:
             return encoded
-        noise = self.null_noise.steps(presentation.null_input(images), presentation.dt, generator)
-        return _with_noise(encoded, noise, presentation.stimulus_at.tolist())
+        return _with_noise(encoded, self.null_noise, images, presentation, generator)
 
     @property
     def _is_random(self) -> bool:
@@ -99,7 +106,7 @@ class Encoding(ABC):
         self,
         images: Tensor,
         shown: Iterator[Tensor],
-        presentation: Presentation,
+        presentation: AnyPresentation,
         generator: torch.Generator | None,
     ) -> Iterator[Tensor]:
         """Encodes what is shown at each timestep; the arguments have been checked."""
@@ -129,7 +136,7 @@ class ConstantCurrent(Encoding):
         self,
         images: Tensor,
         shown: Iterator[Tensor],
-        presentation: Presentation,
+        presentation: AnyPresentation,
         generator: torch.Generator | None,
     ) -> Iterator[Tensor]:
         return (self.amplitude * image for image in shown)
@@ -165,7 +172,7 @@ class PoissonRate(Encoding):
         self,
         images: Tensor,
         shown: Iterator[Tensor],
-        presentation: Presentation,
+        presentation: AnyPresentation,
         generator: torch.Generator | None,
     ) -> Iterator[Tensor]:
         _highest_intensity(images, presentation)
@@ -203,7 +210,7 @@ class BernoulliRate(Encoding):
         self,
         images: Tensor,
         shown: Iterator[Tensor],
-        presentation: Presentation,
+        presentation: AnyPresentation,
         generator: torch.Generator | None,
     ) -> Iterator[Tensor]:
         dt = presentation.dt
@@ -266,33 +273,73 @@ class Latency(Encoding):
         self,
         images: Tensor,
         shown: Iterator[Tensor],
-        presentation: Presentation,
+        presentation: AnyPresentation,
         generator: torch.Generator | None,
     ) -> Iterator[Tensor]:
         _highest_intensity(images, presentation)
-        return self._spikes(list(shown), presentation)
+        return self._spikes(shown, presentation)
 
-    def _spikes(self, shown: list[Tensor], presentation: Presentation) -> Iterator[Tensor]:
-        onsets, stimuli = presentation.onsets, presentation.stimulus_at.tolist()
-        silence = torch.zeros_like(shown[0])
-        yield from [silence] * (onsets[0] if onsets else len(shown))
-        for start, stop in pairwise([*onsets, len(shown)]):
-            image = shown[start].double()
-            fires = image > self.threshold
-            # Below the threshold the logarithm is not defined; the value is not used.
-            above = torch.where(fires, image, 2 * self.threshold)
-            times = self.tau * torch.log(above / (above - self.threshold))
-            due = torch.where(fires, containing_steps(times, presentation.dt), -1)
-            for t in range(start, stop):
-                spikes = (due == t - start).to(silence.dtype)
-                yield spikes if stimuli[t] else silence
+    def _spikes(self, shown: Iterator[Tensor], presentation: AnyPresentation) -> Iterator[Tensor]:
+        stimuli = presentation.stimulus_at
+        before = torch.cat([torch.zeros_like(stimuli[:1]), stimuli[:-1]])
+        onsets = (stimuli > 0) & (stimuli != before)
+        any_onset, any_shown = (
+            flags.reshape(len(flags), -1).any(1).tolist() for flags in (onsets, stimuli > 0)
+        )
+        due: Tensor | None = None
+        for t, image in enumerate(shown):
+            if due is None:
+                due = torch.full_like(image, -1, dtype=torch.int64)
+                silence = torch.zeros_like(image)
+            if any_onset[t]:
+                due = torch.where(
+                    _columns(onsets[t], image), self._due(image, presentation, t), due
+                )
+            if any_shown[t]:
+                yield ((due == t) & _columns(stimuli[t] > 0, image)).to(image.dtype)
+            else:
+                yield silence
+
+    def _due(self, image: Tensor, presentation: AnyPresentation, onset: int) -> Tensor:
+        """The timestep at which each unit spikes after an onset; -1 for never."""
+        image = image.double()
+        fires = image > self.threshold
+        # Below the threshold the logarithm is not defined; the value is not used.
+        above = torch.where(fires, image, 2 * self.threshold)
+        times = self.tau * torch.log(above / (above - self.threshold))
+        return torch.where(fires, onset + containing_steps(times, presentation.dt), -1)
+
+
+def _ones(presentation: AnyPresentation) -> Sequence[Presentation]:
+    return [presentation] if isinstance(presentation, Presentation) else presentation.presentations
+
+
+def _columns(flags: Tensor, like: Tensor) -> Tensor:
+    """Flags of all samples ``[]``, or of each ``[B]``, to go with ``[B, *features]``."""
+    flags = flags.to(like.device, non_blocking=True)
+    return flags.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _with_noise(
-    encoded: Iterator[Tensor], noise: Iterator[Tensor], stimuli: list[int]
+    encoded: Iterator[Tensor],
+    null_noise: Noise,
+    images: Tensor,
+    presentation: AnyPresentation,
+    generator: torch.Generator,
 ) -> Iterator[Tensor]:
-    for inputs, stimulus in zip(encoded, stimuli, strict=True):
-        yield inputs if stimulus else inputs + next(noise)
+    """Adds noise to null input, and draws it where any sample is shown that alone."""
+    like = presentation.null_input(images)
+    null = presentation.stimulus_at == 0
+    if isinstance(presentation, PresentationBatch):
+        null &= presentation.active_mask
+    else:
+        null = null[:, None].expand(-1, len(like))
+    noisy = null.any(1).tolist()
+    on_device = null.to(like.device, non_blocking=True)
+    during = (on_device[t] for t, any_null in enumerate(noisy) if any_null)
+    noise = null_noise.steps(like, presentation.dt, generator, during)
+    for t, inputs in enumerate(encoded):
+        yield inputs + next(noise) * _columns(on_device[t], inputs) if noisy[t] else inputs
 
 
 def _check_floating(images: Tensor) -> None:
@@ -320,14 +367,15 @@ def _check_generator(
     return generator
 
 
-def _highest_intensity(images: Tensor, presentation: Presentation) -> float:
+def _highest_intensity(images: Tensor, presentation: AnyPresentation) -> float:
     """The highest intensity that can be shown; waits for the images' device once per batch.
 
     Raises:
         EncodingError: if one is negative or not finite.
     """
     lowest, highest = (float(value) for value in images.aminmax())
-    if 0 in presentation.pattern:
+    ones = _ones(presentation)
+    if any(0 in one.pattern or one.n_timesteps < presentation.n_timesteps for one in ones):
         lowest = min(lowest, presentation.null_value)
         highest = max(highest, presentation.null_value)
     if not (lowest >= 0 and math.isfinite(highest)):

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -23,13 +24,21 @@ class Noise(ABC):
     """What is added to null input."""
 
     @abstractmethod
-    def steps(self, like: Tensor, dt: float, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless noise, one tensor for each timestep.
+    def steps(
+        self,
+        like: Tensor,
+        dt: float,
+        generator: torch.Generator,
+        during: Iterator[Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """Noise, one tensor for each timestep of null input; endless unless it is said where.
 
         Args:
             like: ``[B, *features]``, whose shape, dtype and device the noise has.
             dt: length of a timestep in ms.
             generator: the source of randomness, on the device of `like`.
+            during: of one timestep after the other, which samples are shown null input, bool
+                ``[B]``; None where all are at each. What is yielded for others is of no use.
         """
 
 
@@ -39,7 +48,7 @@ class GaussianNoise(Noise):
 
     An Ornstein-Uhlenbeck process, stepped exactly: ``x[t + 1] = d x[t] + std sqrt(1 - d^2) n`` with
     ``d = exp(-dt / correlation_time)``. Its standard deviation is the same at every timestep. Over
-    null input that is interrupted by a stimulus it goes on from where it was.
+    null input that is interrupted by a stimulus it goes on from where it was, each sample's own.
 
     Attributes:
         std: standard deviation, in units of the input.
@@ -63,14 +72,25 @@ class GaussianNoise(Noise):
         check_not_negative(self.std, "std")
         check_time(self.correlation_time, "correlation_time")
 
-    def steps(self, like: Tensor, dt: float, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless noise; see `Noise.steps`."""
+    def steps(
+        self,
+        like: Tensor,
+        dt: float,
+        generator: torch.Generator,
+        during: Iterator[Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """See `Noise.steps`."""
         decay = decay_exact(float(self.correlation_time), dt)
-        value = self.std * _normal(like, generator)
-        while True:
+        everywhere = torch.ones(len(like), dtype=torch.bool, device=like.device)
+        columns = (-1, *(1,) * (like.ndim - 1))
+        value, begun = torch.zeros_like(like), ~everywhere.reshape(columns)
+        for where in repeat(everywhere) if during is None else during:
+            drawn = _normal(like, generator)
+            on = decay * value + self.std * math.sqrt(1 - decay**2) * drawn
+            here = where.reshape(columns)
+            value = torch.where(here, torch.where(begun, on, self.std * drawn), value)
+            begun = begun | here
             yield value
-            fresh = self.std * math.sqrt(1 - decay**2) * _normal(like, generator)
-            value = decay * value + fresh
 
 
 @dataclass(frozen=True)
@@ -97,10 +117,16 @@ class PoissonNoise(Noise):
         check_not_negative(self.rate, "rate")
         check_not_negative(abs(self.amplitude), "amplitude")
 
-    def steps(self, like: Tensor, dt: float, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless noise; see `Noise.steps`."""
+    def steps(
+        self,
+        like: Tensor,
+        dt: float,
+        generator: torch.Generator,
+        during: Iterator[Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """See `Noise.steps`."""
         expected = torch.full_like(like, self.rate * ms_to_seconds(dt))
-        while True:
+        for _ in repeat(None) if during is None else during:
             yield self.amplitude * torch.poisson(expected, generator=generator)
 
 

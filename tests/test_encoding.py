@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dynvision_snn.encoding import BernoulliRate, ConstantCurrent, Encoding, Lat
 from dynvision_snn.errors import EncodingError, PresentationError, TimingError
 from dynvision_snn.noise import GaussianNoise, PoissonNoise
 from dynvision_snn.presentation import Presentation
+from dynvision_snn.presentation_batch import PresentationBatch
 
 # Presentations of null input alone have nothing to supervise.
 pytestmark = pytest.mark.filterwarnings("ignore::dynvision_snn.errors.PresentationWarning")
@@ -254,3 +256,82 @@ def test_times_that_cannot_be_are_refused_when_built() -> None:
         Latency(-1.0)
     with pytest.raises(TimingError):
         GaussianNoise(1.0, correlation_time=math.nan)
+
+
+# -- a presentation for each sample ---------------------------------------------------------------
+
+own_patterns = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=4)
+
+
+def batch_of(patterns, dt=1.0, extra=0):
+    ones = [Presentation(pattern, dt) for pattern in patterns]
+    longest = max(one.n_timesteps for one in ones)
+    return PresentationBatch(ones, longest + extra, n_stimuli=2)
+
+
+@settings(deadline=None)
+@given(own_patterns, st.integers(0, 2), st.integers(0, 100))
+@pytest.mark.parametrize("encoding", [ConstantCurrent(0.5), Latency(tau=3.0, threshold=0.2)])
+def test_a_batch_without_randomness_is_its_samples_encoded_alone(encoding, patterns, extra, seed):
+    batch = batch_of(patterns, extra=extra)
+    images = torch.rand(2, len(patterns), 5, generator=seeded(seed))
+    together = encoding(images, batch)
+    assert together.shape == (batch.n_timesteps, len(patterns), 5)
+    for sample, one in enumerate(batch):
+        mine = images[:, sample : sample + 1]
+        alone = encoding(mine if one.n_stimuli > 1 else mine[0], one)
+        assert torch.equal(together[: one.n_timesteps, sample], alone[:, 0])
+        assert not together[one.n_timesteps :, sample].any()
+
+
+@pytest.mark.parametrize("noise", [None, GaussianNoise(0.3, 4.0), PoissonNoise(300.0)])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_batch_of_one_presentation_is_that_presentation(encoding, noise):
+    encoding = replace(encoding, null_noise=noise)
+    p = Presentation("0011001", 2.0)
+    images = torch.rand(3, 5, generator=seeded(1))
+    shared = encoding(images, p, seeded())
+    assert torch.equal(encoding(images, PresentationBatch([p] * 3), seeded()), shared)
+
+
+@pytest.mark.parametrize("encoding", [PoissonRate(150.0), BernoulliRate(150.0)])
+def test_rates_follow_each_samples_own_schedule(encoding):
+    ones = [
+        Presentation.from_phases([("before", onset, 0), ("shown", 400.0, 1)], dt=1.0)
+        for onset in (100.0, 300.0)
+    ]
+    batch = PresentationBatch(ones, 900)
+    spikes = encoding(torch.ones(2, 500), batch, seeded()).mean(2)
+    for sample, one in enumerate(ones):
+        (onset,) = one.onsets
+        shown = slice(onset, one.n_timesteps)
+        # 400 ms at 150 Hz, in 500 units: a standard error of about 0.35 spikes.
+        assert spikes[shown, sample].sum() == pytest.approx(60.0, abs=1.5)
+        assert spikes[:onset, sample].sum() == spikes[one.n_timesteps :, sample].sum() == 0
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise(0.3, 5.0), PoissonNoise(400.0)])
+def test_noise_is_on_each_samples_null_input_alone(noise):
+    batch = batch_of(["0101", "110", "000"], extra=2)
+    inputs = ConstantCurrent(null_noise=noise)(torch.zeros(2, 3, 400), batch, seeded())
+    noisy = inputs.abs().sum(2) > 0
+    null = (batch.stimulus_at == 0) & batch.active_mask
+    assert torch.equal(noisy, null)
+
+
+def test_each_samples_noise_goes_on_from_where_it_was():
+    """Its correlation from one of its null timesteps to the next does not see the others'."""
+    batch = batch_of(["01110", "00000"])
+    noise = GaussianNoise(1.0, 5.0)
+    inputs = ConstantCurrent(null_noise=noise)(torch.zeros(2, 2, 40_000), batch, seeded())
+    decay = math.exp(-1 / 5)
+    assert (inputs[0, 0] * inputs[4, 0]).mean() == pytest.approx(decay, abs=0.03)
+    assert (inputs[0, 1] * inputs[4, 1]).mean() == pytest.approx(decay**4, abs=0.03)
+
+
+@pytest.mark.filterwarnings("error")
+def test_intensities_of_padding_count_too():
+    ones = [Presentation("11", 1.0, null_value=-1.0), Presentation("1", 1.0, null_value=-1.0)]
+    with pytest.raises(EncodingError, match="at least 0"):
+        PoissonRate(10.0)(torch.ones(2, 3), PresentationBatch(ones), seeded())
+    PoissonRate(10.0)(torch.ones(2, 3), PresentationBatch(ones[:1] * 2), seeded())
