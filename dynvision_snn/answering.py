@@ -73,7 +73,7 @@ class Answering:
         here = (self.onsets >= steps.start) & (self.onsets < steps.stop)
         place = (self.onsets - steps.start).clamp(0, run.n_timesteps - 1)
         began = torch.zeros_like(answers).scatter_add_(0, place, here.long()) > 0
-        decoded = decode(self._evidence(run.membrane, run.spikes, began), run.start)
+        decoded = decode(self._evidence(run.membrane, run.spikes, began), run.start, run.dt)
         onset = self._n_begun + began.cumsum(0) - 1
         self._n_begun = onset[-1] + 1
         self._due = torch.where(here, answers.gather(0, place), self._due)

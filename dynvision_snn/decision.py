@@ -224,7 +224,7 @@ def decide(
     [0.0, 1.0]
     """
     timestep = check_dt(dt)
-    check_onsets(onsets, len(membrane))
+    check_onsets(onsets, len(membrane), timestep)
     if spikes is not None and spikes.shape != membrane.shape:
         raise ReadoutError(
             f"The membrane has shape {list(membrane.shape)} and the spikes {list(spikes.shape)}; "

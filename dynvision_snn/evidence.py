@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.errors import ReadoutError, known_names
+from dynvision_snn.timing import format_steps
 
 __all__ = [
     "Decoding",
@@ -172,8 +173,8 @@ def first_spike(spikes: Tensor, onsets: Sequence[int] = ()) -> Tensor:
     return evidence("first_spike", spikes, spikes, onsets)
 
 
-def check_onsets(onsets: Sequence[int], n_timesteps: int) -> None:
-    """Refuses onsets that cannot be those of a run.
+def check_onsets(onsets: Sequence[int], n_timesteps: int, dt: float | None = None) -> None:
+    """Refuses onsets that cannot be those of a run; `dt` in ms is for the error, where known.
 
     Raises:
         ReadoutError: If an onset is outside the run, or they do not ascend.
@@ -183,7 +184,7 @@ def check_onsets(onsets: Sequence[int], n_timesteps: int) -> None:
     if list(onsets) != sorted(set(onsets)) or not all(0 <= t < n_timesteps for t in onsets):
         raise ReadoutError(
             f"The onsets are {list(onsets)}; expected ascending timesteps from 0 to "
-            f"{n_timesteps - 1}."
+            f"{n_timesteps - 1}, of a run of {format_steps(n_timesteps, dt)}."
         )
 
 

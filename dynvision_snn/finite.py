@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dynvision_snn.errors import ObservationError
 from dynvision_snn.observation import Listener, Observation
+from dynvision_snn.timing import format_timestep
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ class Extreme:
         what: ``"output"``, ``"membrane"``, ``"input"``, or ``"parameter"``.
         timestep: of the run, from 0 up, idle ones negative; None for a parameter.
         largest: the largest ``|x|`` there; NaN or infinite where it is not finite.
+        dt: length of a timestep in ms; None where unknown.
     """
 
     layer: str
     what: str
     timestep: int | None
     largest: float
+    dt: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -39,7 +42,7 @@ class Extreme:
         return math.isfinite(self.largest)
 
     def __str__(self) -> str:
-        where = "" if self.timestep is None else f" at timestep {self.timestep}"
+        where = "" if self.timestep is None else f" at {format_timestep(self.timestep, self.dt)}"
         value = f"reaches {self.largest:.3g}" if self.is_finite else "is not finite"
         return f"the {self.what} of {self.layer!r} {value}{where}"
 
@@ -49,14 +52,17 @@ def extremes(observation: Observation) -> Iterator[Extreme]:
     for what, values in (("output", observation.output), ("membrane", observation.membrane)):
         if values is None or not values.is_floating_point() or values.numel() == 0:
             continue
-        yield _extreme(observation.name, what, values, observation.t0)
+        run = observation.run
+        # Negative timesteps are idle; those of a chunk go on from the chunk before.
+        t0 = observation.t0 + (run.start if observation.t0 >= 0 else 0)
+        yield _extreme(observation.name, what, values, t0, run.dt)
 
 
-def _extreme(name: str, what: str, values: Tensor, t0: int) -> Extreme:
+def _extreme(name: str, what: str, values: Tensor, t0: int, dt: float | None) -> Extreme:
     sizes = values.detach().flatten(1).abs().amax(1)
     bad = (~sizes.isfinite()).nonzero()
     at = int(bad[0]) if len(bad) else int(sizes.argmax())
-    return Extreme(name, what, t0 + at, float(sizes[at]))
+    return Extreme(name, what, t0 + at, float(sizes[at]), dt)
 
 
 class FiniteCheck(Listener):
@@ -75,22 +81,24 @@ class FiniteCheck(Listener):
                 raise _not_finite(extreme, type(observation.module).__name__)
 
 
-def check_inputs(steps: Iterable[Tensor]) -> None:
+def check_inputs(steps: Iterable[Tensor], start: int, dt: float) -> None:
     """Refuses inputs that are not finite.
 
     Args:
         steps: the inputs of successive timesteps, ``[B, *features]`` each; what comes again as the
             same tensor is looked at once.
+        start: the timestep of the first.
+        dt: length of a timestep in ms.
 
     Raises:
         ObservationError: naming the timestep.
     """
     good: dict[int, Tensor] = {}  # held, so that no id is given to another tensor
-    for t, step in enumerate(steps):
+    for t, step in enumerate(steps, start):
         if id(step) in good or not step.is_floating_point() or step.numel() == 0:
             continue
         good[id(step)] = step
-        extreme = _extreme("the model", "input", step.unsqueeze(0), t)
+        extreme = _extreme("the model", "input", step.unsqueeze(0), t, dt)
         if not extreme.is_finite:
             raise _not_finite(extreme, f"{list(step.shape)} at every timestep")
 

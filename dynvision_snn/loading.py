@@ -15,6 +15,7 @@ from dynvision_snn.model import TimedModel
 from dynvision_snn.presentation import Phase, split_labels
 from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch, check_timed_inputs
 from dynvision_snn.recording import Recording
+from dynvision_snn.timing import format_steps
 
 __all__ = [
     "LoadedBatch",
@@ -274,8 +275,9 @@ def arrange(batch: Any, presentation: AnyPresentation, time_axis: int | None = N
     check_timed_inputs(presentation, n_timesteps, n_samples)
     if tuple(labels.shape) not in ((n_samples,), (n_timesteps, n_samples)):
         raise DataError(
-            f"the loader gave labels of shape {list(labels.shape)} with {n_timesteps} timesteps "
-            f"of {n_samples} samples; expected one label per sample [{n_samples}], or one per "
+            f"the loader gave labels of shape {list(labels.shape)} with "
+            f"{format_steps(n_timesteps, presentation.dt)} of {n_samples} samples; expected one "
+            f"label per sample [{n_samples}], or one per "
             "timestep and sample, with its axes as those of the inputs."
         )
     split_labels(labels.flatten(), 1)

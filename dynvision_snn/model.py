@@ -14,6 +14,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Self, SupportsIndex
 
 import torch
@@ -21,12 +22,13 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter, Adapters, Layer, Role, integration_problems
 from dynvision_snn.adapters.finding import uncompiled
-from dynvision_snn.engine.calling import Stepping
+from dynvision_snn.engine.calling import Calling, Stepping
 from dynvision_snn.engine.choosing import Engine, EngineName
 from dynvision_snn.engine.looking import Look, look
 from dynvision_snn.engine.pickling import check_picklable
 from dynvision_snn.engine.plan import LayerPlan
 from dynvision_snn.engine.precision import telling_dtypes
+from dynvision_snn.engine.recomputing import run_recomputed
 from dynvision_snn.engine.shown import Showing, Shown, shown
 from dynvision_snn.engine.step import copied, first_tensor, run_idle, run_sequence, run_steps
 from dynvision_snn.engine.witness import left_as_found
@@ -50,6 +52,7 @@ def wrap(
     set_dt: bool = False,
     check_finite: bool = False,
     engine: EngineName = "step",
+    recompute_every: float | None = None,
 ) -> TimedModel:
     """A model that runs in biological time; `net` itself is not rewritten.
 
@@ -78,6 +81,11 @@ def wrap(
             ``"layer"`` runs layer by layer what can be, within a stated tolerance (a spike may flip
             whose membrane was at the threshold), and refuses the rest; ``"auto"`` does so where it
             can. `TimedModel.explain` says which part runs how.
+        recompute_every: where a run is to be back-propagated through, how many ms of its activity
+            are kept at once for that; the backward computes the others again, from the state that
+            was kept at the start of each such stretch. The numbers are the same; memory grows
+            with the stretch and not with the run, and a step takes one forward more. By default
+            all is kept.
 
     Raises:
         WrapError: if `net` has no layer to observe, or is wrapped already.
@@ -105,6 +113,7 @@ def wrap(
         set_dt=set_dt,
         check_finite=check_finite,
         engine=engine,
+        recompute_every=recompute_every,
     )
 
 
@@ -118,6 +127,8 @@ class TimedModel(RunHost):
             a class.
         adapters: the adapters in force.
         check_finite: whether runs stop at values that are not finite; may be changed at any time.
+        recompute_every: how many ms of a run's activity are kept at once for the backward; None
+            for all; may be changed at any time.
     """
 
     def __init__(
@@ -133,6 +144,7 @@ class TimedModel(RunHost):
         set_dt: bool = False,
         check_finite: bool = False,
         engine: EngineName = "step",
+        recompute_every: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -160,6 +172,8 @@ class TimedModel(RunHost):
         self._by_hand = (stepping, time_axis, readout)
         self._look: Look | None = None
         self._engine = Engine(engine)
+        self.recompute_every = recompute_every
+        self._stretch()
         layers = self.layers()
         _check_something_to_observe(net, layers)
         _agree_on_dt(layers, self.dt, set_dt)
@@ -308,12 +322,7 @@ class TimedModel(RunHost):
         Raises:
             TimingError: if a piece would be shorter than a timestep; else as `forward`.
         """
-        n_steps = nearest_steps(every, self.dt, "every")
-        if n_steps < 1:
-            raise TimingError(
-                f"every is {format_ms(every)}, shorter than a timestep of {format_ms(self.dt)}. "
-                "Expected at least one timestep."
-            )
+        n_steps = _steps_in(every, self.dt, "every")
         what = shown(self.dt, inputs, presentation, time_axis, continued=state is not None)
         return self._chunks(what, n_steps, record, state)
 
@@ -343,7 +352,7 @@ class TimedModel(RunHost):
         state: RunState | None,
     ) -> Recording:
         if self.check_finite:
-            check_inputs(what.steps)
+            check_inputs(what.steps, what.start, self.dt)
         if self._look is None:
             self._look = self._look_once(watched, what)
         seen = self._look
@@ -373,11 +382,12 @@ class TimedModel(RunHost):
                 check = FiniteCheck()
                 stack.callback(Attachment(self, check, watched).close)
             # After the hooks: recording shows every state to those that were there before it.
-            for layer in layers.values() if self.check_finite else kept.values():
+            recorded = list(layers.values() if self.check_finite else kept.values())
+            for layer in recorded:
                 stack.enter_context(layer.adapter.recording(layer.module))
             stack.enter_context(_isolated(list(layers.values()), state))
             stack.enter_context(self.saying(run))
-            output, passed = self._run(what, run, seen, state, plan)
+            output, passed = self._run(what, run, seen, state, plan, recorded)
             after = RunState(
                 passed,
                 {name: layer.adapter.state(layer.module) for name, layer in layers.items()},
@@ -394,6 +404,16 @@ class TimedModel(RunHost):
             n_timesteps=what.n_timesteps,
             start=what.start,
         )
+
+    def _stretch(self) -> int | None:
+        """How many timesteps are kept at once for the backward; None for all.
+
+        Raises:
+            TimingError: if that is less than a timestep.
+        """
+        if self.recompute_every is None:
+            return None
+        return _steps_in(self.recompute_every, self.dt, "recompute_every")
 
     def _look_once(self, watched: Sequence[Watched], what: Shown) -> Look:
         stepping, time_axis, readout = self._by_hand
@@ -416,6 +436,7 @@ class TimedModel(RunHost):
         seen: Look,
         state: RunState | None,
         plan: LayerPlan | None,
+        recorded: Sequence[Layer],
     ) -> tuple[Tensor | None, tuple[Any, ...]]:
         """The output over time where it is what is decoded, and the states that are passed."""
         calling = seen.calling
@@ -427,6 +448,38 @@ class TimedModel(RunHost):
             )
         passed = calling.initial_states if state is None else copied(state.passed)
         wanted = seen.readout is None
+        n_steps = self._stretch()
+        if n_steps is None or n_steps >= what.n_timesteps or not torch.is_grad_enabled():
+            return self._run_stretch(what, run, calling, plan, passed, wanted)
+        if calling.stepping == "sequence":
+            raise WrapError(
+                f"recompute_every={self.recompute_every:g} (ms), but {type(self.net).__name__} has "
+                "its own time loop, which runs as one. Write it as a model of one timestep, or "
+                "put torch.utils.checkpoint into its loop."
+            )
+        outputs = []
+        for part in what.stretches(n_steps):
+            output, passed = run_recomputed(
+                partial(self._run_stretch, part, run, calling, plan, wanted=wanted),
+                self.net,
+                self.layers(),
+                recorded,
+                self.attached(),
+                what.example,
+                passed,
+            )
+            outputs.append(output)
+        return (torch.cat(outputs) if wanted else None), passed
+
+    def _run_stretch(
+        self,
+        what: Shown,
+        run: Run,
+        calling: Calling,
+        plan: LayerPlan | None,
+        passed: tuple[Any, ...],
+        wanted: bool,
+    ) -> tuple[Tensor | None, tuple[Any, ...]]:
         ran = None if plan is None else self._engine.run(plan, self, calling, what, run, passed)
         if ran is not None:
             outputs, passed = ran
@@ -441,10 +494,21 @@ class TimedModel(RunHost):
         assert run.clock is not None
         if what.null is not None:
             passed = run_idle(self.net, calling, what.null, what.idle_steps, passed, run.clock)
+        run.clock.t = what.t0
         steps, passed = run_steps(
             self.net, calling, what.steps, passed, run.clock, keep_outputs=wanted
         )
         return (torch.stack(steps) if wanted else None), passed
+
+
+def _steps_in(ms: float, dt: float, name: str) -> int:
+    n_steps = nearest_steps(ms, dt, name)
+    if n_steps < 1:
+        raise TimingError(
+            f"{name} is {format_ms(ms)}, shorter than a timestep of {format_ms(dt)}. "
+            "Expected at least one timestep."
+        )
+    return n_steps
 
 
 @contextmanager

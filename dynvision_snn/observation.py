@@ -30,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from dynvision_snn.adapters import Adapters, Call, Layer, Reading
 from dynvision_snn.adapters.base import tensors_of
 from dynvision_snn.errors import ObservationError
+from dynvision_snn.timing import format_steps, format_timestep
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,8 +455,9 @@ class Attachment:
             self.abandon_run()
             counts = ", ".join(f"{name}: {count}" for name, count in wrong.items())
             raise ObservationError(
-                f"these layers were not called once at each of the run's {run.total_steps} "
-                f"timesteps (idle ones included): {counts}. A layer with state must be called once "
+                "these layers were not called once at each of the run's "
+                f"{format_steps(run.total_steps or 0, run.dt)}, idle ones included: {counts}. A "
+                "layer with state must be called once "
                 "per timestep; give each use of it a module of its own."
             )
         self._restart(Run())
@@ -493,8 +495,9 @@ class Attachment:
     def tell(self, observation: Observation) -> None:
         """Delivers what an engine observed without a call that a hook would have heard."""
         name = observation.name
-        self._counts[name] = self._counts.get(name, 0) + observation.t1 - observation.t0
-        self._last[name] = observation.t1 - 1
+        if not observation.recomputed:
+            self._counts[name] = self._counts.get(name, 0) + observation.t1 - observation.t0
+            self._last[name] = observation.t1 - 1
         self.deliver(observation)
 
     def deliver(self, observation: Observation) -> None:
@@ -511,7 +514,7 @@ class Attachment:
     def _observed(self, watched: Watched, call: Call) -> Observation:
         layer = watched.layer
         # Checkpointing recomputes a layer during backward, when its run has ended.
-        recomputed = torch._C._current_graph_task_id() != -1
+        recomputed = is_recomputing()
         run = self._ended if recomputed and self._run.n_timesteps is None else self._run
         before = self._before.pop(watched.name, ())
         if layer is None:
@@ -566,8 +569,8 @@ class Attachment:
             if stateful and self._last.get(watched.name) == clock.t:
                 raise ObservationError(
                     f"layer {watched.name!r} ({type(watched.module).__name__}) was called twice "
-                    f"within timestep {clock.t}. It keeps one state, so two streams would mix in "
-                    "it: give each use a module of its own."
+                    f"within {format_timestep(clock.t, self._run.dt)}. It keeps one state, so "
+                    "two streams would mix in it: give each use a module of its own."
                 )
             self._counts[watched.name] = count + (self._last.get(watched.name) != clock.t)
             self._last[watched.name] = clock.t
@@ -576,6 +579,11 @@ class Attachment:
         if rhythm.form != "step" and self._run.total_steps is not None:
             return -self._run.idle_steps  # each call holds the whole run
         return count // calls - self._run.idle_steps
+
+
+def is_recomputing() -> bool:
+    """Whether a backward is under way, and what runs is a checkpoint's second forward."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _has_synapses(layer: Layer) -> bool:

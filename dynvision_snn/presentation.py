@@ -46,6 +46,7 @@ from dynvision_snn.timing import (
     check_dt,
     check_time,
     format_ms,
+    format_steps,
     nearest_steps,
 )
 
@@ -124,7 +125,7 @@ class Presentation:
         named = None if phases is None else parse_phases(phases)
         timestep = check_dt(dt)
         if named is None:
-            length = parse_length(n_timesteps, len(entries))
+            length = parse_length(n_timesteps, len(entries), timestep)
         else:
             check_phases(named, entries, timestep, n_timesteps)
             length = phase_boundaries(named, timestep)[-1]
@@ -585,7 +586,7 @@ class Presentation:
             named = ", ".join(f"{t} ({format_ms(t * self.dt)})" for t in short[:_NAMED_ONSETS])
             more = len(short) - _NAMED_ONSETS
             warnings.warn(
-                f"The reaction window of {window} timesteps ({format_ms(window * self.dt)}) leaves "
+                f"The reaction window of {format_steps(window, self.dt)} leaves "
                 f"nothing supervised of the stimuli with onset at timestep {named}"
                 f"{f' and {more} more' if more > 0 else ''}. "
                 "Show them longer or shorten reaction_time.",

@@ -29,7 +29,14 @@ from dynvision_snn.presentation import (
     split_stimuli,
 )
 from dynvision_snn.schedule import Interval, parse_integer, stretches
-from dynvision_snn.timing import check_dt, check_time, common_dt, format_ms, nearest_steps
+from dynvision_snn.timing import (
+    check_dt,
+    check_time,
+    common_dt,
+    format_ms,
+    format_steps,
+    nearest_steps,
+)
 
 __all__ = [
     "AnyPresentation",
@@ -111,8 +118,8 @@ class PresentationBatch(Sequence[Presentation]):
         length = longest if n_timesteps is None else parse_integer(n_timesteps, "n_timesteps")
         if length < longest:
             raise PresentationError(
-                f"n_timesteps is {length}, but the longest presentation has {longest}; expected "
-                "at least as many."
+                f"n_timesteps is {length} ({format_ms(length * given[0].dt)}), but the longest "
+                f"presentation has {format_steps(longest, given[0].dt)}; expected at least as many."
             )
         shown = max(one.n_stimuli for one in given)
         stimuli = shown if n_stimuli is None else parse_integer(n_stimuli, "n_stimuli")
@@ -506,8 +513,8 @@ def check_timed_inputs(presentation: AnyPresentation, n_timesteps: int, n_sample
     """
     if n_timesteps != presentation.n_timesteps:
         raise PresentationError(
-            f"The inputs have {n_timesteps} timesteps, the presentation has "
-            f"{presentation.n_timesteps} ({presentation.describe()}). Build it with n_timesteps="
+            f"The inputs have {format_steps(n_timesteps, presentation.dt)}, the presentation has "
+            f"{presentation.n_timesteps}: {presentation.describe()}. Build it with n_timesteps="
             f"{n_timesteps}; or, if the batch comes first, say time_axis=1."
         )
     if isinstance(presentation, PresentationBatch) and n_samples != len(presentation):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dynvision_snn.errors import ReadoutError
 from dynvision_snn.evidence import check_onsets
-from dynvision_snn.timing import check_dt
+from dynvision_snn.timing import check_dt, format_timestep
 
 __all__ = [
     "UNDECIDED",
@@ -40,13 +40,14 @@ UNDECIDED = -1
 """The decoded class where all classes are equal."""
 
 
-def decode(membrane: Tensor, start: int = 0) -> Tensor:
+def decode(membrane: Tensor, start: int = 0, dt: float | None = None) -> Tensor:
     """The class with the highest membrane at every timestep.
 
     Args:
         membrane: ``[T, B, classes]``, before or after the reset as it was recorded; or anything
             else that ranks classes, such as spike counts.
         start: the timestep at which it begins, where it is a chunk of a run; for errors.
+        dt: length of a timestep in ms, for errors; None where unknown.
 
     Returns:
         int64 ``[T, B]``. Of several classes at the top the first; `UNDECIDED` where all classes
@@ -69,8 +70,9 @@ def decode(membrane: Tensor, start: int = 0) -> Tensor:
         step, sample = (~finite).nonzero()[0].tolist()
         raise ReadoutError(
             f"The readout's membrane is not finite at {int((~finite).sum())} of {finite.numel()} "
-            f"(timestep, sample) pairs, first at timestep {start + step} of sample {sample}: "
-            f"{membrane[step, sample].tolist()}. Such a run has no answer; look for a diverging "
+            f"(timestep, sample) pairs, first at {format_timestep(start + step, dt)} of sample "
+            f"{sample}: {membrane[step, sample].tolist()}. Such a run has no answer; look for a "
+            "diverging "
             "state or weight (dt too long for a time constant, learning rate too high)."
         )
     top, decided = membrane.max(dim=-1)

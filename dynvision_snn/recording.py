@@ -15,6 +15,7 @@ from dynvision_snn.errors import ObservationError, WrapError
 from dynvision_snn.observation import Listener, Observation
 from dynvision_snn.report.markup import to_html
 from dynvision_snn.report.tables import Column, lay_out
+from dynvision_snn.timing import format_steps
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -156,7 +157,7 @@ class Recording:
                     'decoded (readout="" decodes its output).'
                 )
             membrane, spikes, membrane_is = shown, readout.spikes, readout.membrane_is
-        _check_decodable(membrane, n_timesteps)
+        _check_decodable(membrane, n_timesteps, dt)
         if decoding.n_classes is not None:
             membrane = grouped(membrane, decoding.n_classes).mean(-1)
             spikes = None if spikes is None else grouped(spikes, decoding.n_classes).sum(-1)
@@ -236,15 +237,16 @@ class Recorder(Listener):
         observed = self._observed.get(layer.name)
         if not observed:
             return None
-        n_timesteps = observed[0].run.n_timesteps
+        run = observed[0].run
+        n_timesteps = run.n_timesteps
         ends = [0, *(o.t1 for o in observed)]
         once_each = [o.t0 for o in observed] == ends[:-1] and ends[-1] == n_timesteps
         output = _joined([o.output for o in observed]) if once_each else None
         if output is None:
             raise ObservationError(
                 f"layer {layer.name!r} ({type(layer.module).__name__}) cannot be recorded: it was "
-                f"not called once at each of {n_timesteps} timesteps. Give each use of it a module "
-                "of its own."
+                f"not called once at each of {format_steps(n_timesteps or 0, run.dt)}. Give each "
+                "use of it a module of its own."
             )
         # A checkpoint gives what it returns a gradient after the layer was observed without one.
         if output.requires_grad and layer.name in self._without_grad:
@@ -289,12 +291,12 @@ def _reached(recording: LayerRecording | None, what: str) -> LayerRecording:
     return recording
 
 
-def _check_decodable(membrane: Tensor, n_timesteps: int) -> None:
+def _check_decodable(membrane: Tensor, n_timesteps: int, dt: float) -> None:
     if membrane.shape[0] != n_timesteps:
         raise WrapError(
-            f"the model returned {membrane.shape[0]} timesteps where {n_timesteps} were asked for: "
-            "its own time loop does not follow the length of its input. Let it loop over "
-            "x.shape[0]."
+            f"the model returned {format_steps(membrane.shape[0], dt)} where "
+            f"{format_steps(n_timesteps, dt)} were asked for: its own time loop does not follow "
+            "the length of its input. Let it loop over x.shape[0]."
         )
     if membrane.ndim != 3:
         raise WrapError(

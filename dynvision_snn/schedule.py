@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from dynvision_snn.errors import PresentationError
-from dynvision_snn.timing import check_time, cumulative_steps, format_ms
+from dynvision_snn.timing import check_time, cumulative_steps, format_ms, format_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -200,14 +200,15 @@ def parse_pattern(pattern: str | Sequence[int]) -> tuple[int, ...]:
     return entries
 
 
-def parse_length(n_timesteps: int | None, n_entries: int) -> int:
+def parse_length(n_timesteps: int | None, n_entries: int, dt: float) -> int:
     """The timesteps of a pattern, at least one per entry; one per entry by default."""
     if n_timesteps is None:
         return n_entries
     length = parse_integer(n_timesteps, "n_timesteps")
     if length < n_entries:
         raise PresentationError(
-            f"n_timesteps is {length}, fewer than the {n_entries} entries of the pattern; expected "
+            f"n_timesteps is {length} ({format_ms(length * dt)}), fewer than the {n_entries} "
+            "entries of the pattern; expected "
             f"at least {n_entries}, so that every entry is shown, or a shorter pattern."
         )
     return length
@@ -271,8 +272,9 @@ def check_phases(
     boundaries = phase_boundaries(phases, dt)
     if n_timesteps is not None and n_timesteps != boundaries[-1]:
         raise PresentationError(
-            f"n_timesteps is {n_timesteps}, but the phases last {boundaries[-1]} timesteps of "
-            f"{format_ms(dt)}. Leave it out; Presentation.at_dt gives the phases at another dt."
+            f"n_timesteps is {n_timesteps} ({format_ms(n_timesteps * dt)}), but the phases last "
+            f"{format_steps(boundaries[-1], dt)}. Leave it out; Presentation.at_dt gives the "
+            "phases at another dt."
         )
     for phase, (start, stop) in zip(phases, pairwise(boundaries), strict=True):
         if start == stop:

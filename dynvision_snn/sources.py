@@ -19,6 +19,7 @@ from dynvision_snn.errors import DataError
 from dynvision_snn.loading import LoadedBatch, arrange, padded, parts_of, samples_in
 from dynvision_snn.presentation import Presentation
 from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch
+from dynvision_snn.timing import format_steps
 from dynvision_snn.varying import draw_generator
 
 __all__ = ["Place", "PresentationSource", "collate", "load", "loaded_batches"]
@@ -213,7 +214,8 @@ def _padded_sample(
         if over_time.ndim and len(over_time) != presentation.n_timesteps:
             raise DataError(
                 f"the {what} of a sample has shape {list(over_time.shape)}, its presentation "
-                f"{presentation.n_timesteps} timesteps; expected time on the first axis."
+                f"{format_steps(presentation.n_timesteps, presentation.dt)}; expected time on the "
+                "first axis."
             )
     if label.ndim:
         label = padded(label, n_timesteps, presentation.ignore_index)

@@ -40,6 +40,8 @@ __all__ = [
     "decay_euler",
     "decay_exact",
     "format_ms",
+    "format_steps",
+    "format_timestep",
     "gain_ratio",
     "integration_problem",
     "ms_to_seconds",
@@ -283,6 +285,25 @@ def format_ms(time: float) -> str:
     ('0.3 ms', '20 ms')
     """
     return f"{time:.10g} ms"
+
+
+def format_steps(n_steps: int, dt: float | None) -> str:
+    """A number of timesteps as it is printed, with its ms beside it where they are known.
+
+    >>> format_steps(10, 2.0), format_steps(1, 0.5), format_steps(3, None)
+    ('10 timesteps (20 ms)', '1 timestep (0.5 ms)', '3 timesteps')
+    """
+    counted = f"{n_steps} timestep{'' if n_steps == 1 else 's'}"
+    return counted if dt is None else f"{counted} ({format_ms(n_steps * dt)})"
+
+
+def format_timestep(step: int, dt: float | None) -> str:
+    """One timestep as it is named in print, with the time at which it begins where it is known.
+
+    >>> format_timestep(10, 2.0), format_timestep(-1, 2.0), format_timestep(3, None)
+    ('timestep 10 (20 ms)', 'timestep -1 (-2 ms)', 'timestep 3')
+    """
+    return f"timestep {step}" if dt is None else f"timestep {step} ({format_ms(step * dt)})"
 
 
 def decay_exact(tau: FloatOrTensor, dt: float) -> FloatOrTensor:

@@ -36,6 +36,7 @@ from dynvision_snn.energy.showing import layer_grid
 from dynvision_snn.energy.sums import Extent
 from dynvision_snn.errors import EnergyError, EnergyWarning, known_names
 from dynvision_snn.report.markup import to_html
+from dynvision_snn.timing import format_steps
 
 SCHEMA = 2
 """Version of `EnergyBudget.to_dict`'s layout."""
@@ -92,8 +93,8 @@ class EnergyBudget:
             )
         if self.extent is not None and samples.shape[1] != 1:
             raise EnergyError(
-                f"A budget that was not kept by timestep has one column, the sum of "
-                f"{self.extent.n_timesteps} timesteps; got {samples.shape[1]}."
+                "A budget that was not kept by timestep has one column, the sum of "
+                f"{format_steps(self.extent.n_timesteps, self.dt)}; got {samples.shape[1]}."
             )
         _refuse_duplicates("phase", self.phases)
         _refuse_duplicates("layer", [layer.name for layer in self.counts])
@@ -325,8 +326,8 @@ class EnergyBudget:
 
     def __str__(self) -> str:
         head = (
-            f"Energy budget per sample: {self.n_samples} samples, {self.n_timesteps} timesteps "
-            f"of {self.dt:g} ms"
+            f"Energy budget per sample: {self.n_samples} samples, {self.duration:g} ms = "
+            f"{self.n_timesteps} timesteps of {self.dt:g} ms"
         )
         lines = [head, *table([*self.layers, self.total])]
         lines += [f"uncounted: {name} ({reason})" for name, reason in self.uncounted.items()]
@@ -337,7 +338,7 @@ class EnergyBudget:
     def __repr__(self) -> str:
         return (
             f"<EnergyBudget of {len(self.counts)} layers, {self.n_samples} samples, "
-            f"{self.n_timesteps} timesteps of {self.dt:g} ms>"
+            f"{self.duration:g} ms = {self.n_timesteps} timesteps of {self.dt:g} ms>"
         )
 
     def _repr_html_(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dynvision_snn.energy.layers import Series
 from dynvision_snn.errors import EnergyError
-from dynvision_snn.timing import containing_steps
+from dynvision_snn.timing import containing_steps, format_steps
 
 BySample = Mapping[str, Mapping[Series, Tensor]]
 """Counts of some samples by row and series."""
@@ -139,9 +139,8 @@ class RunSamples:
         outside = (start < 0) | (stop > self.lengths.to(stop.device))
         if bool((outside & ~missing).any()):
             raise EnergyError(
-                f"a moment lies outside of the run of {self.n_timesteps} timesteps "
-                f"({self.n_timesteps * dt:g} ms), or of its sample's own; times are in ms after "
-                "the onset."
+                f"a moment lies outside of the run of {format_steps(self.n_timesteps, dt)}, or "
+                "of its sample's own; times are in ms after the onset."
             )
         known = self._marked.get(name)
         if known is None or known.stop.shape != stop.shape:

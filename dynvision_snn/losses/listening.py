@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynvision_snn.errors import LossError
 from dynvision_snn.losses.base import BaseLoss
 from dynvision_snn.observation import Attachment, Listener, Observation, Run, Watched
+from dynvision_snn.timing import format_steps
 
 
 class ListeningLoss(BaseLoss, Listener):
@@ -148,7 +149,8 @@ class ListeningLoss(BaseLoss, Listener):
             n_steps = run.n_timesteps  # a layer may be called several times in each
         if len(whole) < n_steps:
             raise LossError(
-                f"{type(self).__name__} observed {n_steps} timesteps of a run whose targets "
+                f"{type(self).__name__} observed "
+                f"{format_steps(n_steps, None if run is None else run.dt)} of a run whose targets "
                 f"(whole=) have shape {list(whole.shape)}. Expected [T, B], time first, with T at "
                 "least as large."
             )

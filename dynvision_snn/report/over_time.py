@@ -19,6 +19,7 @@ from dynvision_snn.report.figure import (
 )
 from dynvision_snn.report.numbers import scale
 from dynvision_snn.schedule import Interval
+from dynvision_snn.timing import format_ms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +63,8 @@ def energy_and_accuracy_over_time(
     n_timesteps = {len(curve) for curve in accuracies.values()}
     if len(n_timesteps) != 1 or energies.keys() != accuracies.keys():
         raise ComparisonError(
-            f"Accuracies of {n_timesteps or 'no'} timesteps, for {', '.join(accuracies)}; energies "
+            f"Accuracies of {n_timesteps or 'no'} timesteps of {format_ms(dt)}, for "
+            f"{', '.join(accuracies)}; energies "
             f"for {', '.join(energies)}. Expected the same models, with one number of timesteps."
         )
     length = n_timesteps.pop()
@@ -90,7 +92,7 @@ def energy_and_accuracy_over_time(
                 label=shown_name(name),
             )
     above.set(ylim=(0, 102), ylabel="accuracy (%)", xlim=(begin, end))
-    below.set(xlabel="time (ms)", ylabel=f"energy per timestep ({prefix}J)")
+    below.set(xlabel="time (ms)", ylabel=f"energy per {format_ms(dt)} ({prefix}J)")
     if spans_decades(positive):
         # Silence costs nothing on some hardware: it lies at the bottom, not outside.
         below.set_yscale("log", nonpositive="clip")

@@ -21,6 +21,7 @@ from dynvision_snn.report.figure import (
 )
 from dynvision_snn.report.numbers import number, scale
 from dynvision_snn.schedule import Interval
+from dynvision_snn.timing import format_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,8 @@ def accuracy_over_time(
     lengths = {name: len(curve) for name, curve in curves.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ComparisonError(
-            f"Curves of {lengths} timesteps; expected at least one, all of the same length above 0."
+            f"Curves of {lengths} timesteps of {format_ms(dt)}; expected at least one, all of the "
+            "same length above 0."
         )
     styles = styles or model_styles(curves)
     n_timesteps = next(iter(lengths.values()))

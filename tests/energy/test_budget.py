@@ -383,7 +383,7 @@ class TestTable:
     def test_every_layer_and_every_gap_is_named(self) -> None:
         text = str(small(uncounted={"attention": "no counting rule"}, idle=small()))
         lines = text.splitlines()
-        assert lines[0] == "Energy budget per sample: 2 samples, 2 timesteps of 2 ms"
+        assert lines[0] == "Energy budget per sample: 2 samples, 4 ms = 2 timesteps of 2 ms"
         assert lines[1].split()[:4] == ["layer", "kind", "neurons", "synapses"]
         assert [" ".join(lines[i].split()) for i in (3, 4, 6)] == [
             "fc Linear 0 12 0.00 - 6.0 0.0 6.0 24.0 0.0",
