@@ -30,6 +30,10 @@ class Shown(Protocol):
         """Timesteps of null input before the first."""
 
     @property
+    def t0(self) -> int:
+        """Which timestep of its run the first is."""
+
+    @property
     def example(self) -> Tensor:
         """The input of one timestep."""
 
@@ -188,14 +192,14 @@ def _run(
                 _, states = LayerRun(plan, run, fresh - idle, attachments)(null, states)
     elif fresh:
         assert run.clock is not None
-        run.clock.t = 0
+        run.clock.t = shown.t0
         first, states = run_steps(net, calling, steps[:1], states, run.clock, keep_outputs=True)
         if len(steps) == 1:
             return torch.stack(first), states
         rest = Timed.of_steps(steps[1:])
-        outputs, states = LayerRun(plan, run, 1, attachments)(rest, states)
+        outputs, states = LayerRun(plan, run, shown.t0 + 1, attachments)(rest, states)
         return torch.cat([torch.stack(first), _first(outputs)]), states
-    outputs, states = LayerRun(plan, run, 0, attachments)(Timed.of_steps(steps), states)
+    outputs, states = LayerRun(plan, run, shown.t0, attachments)(Timed.of_steps(steps), states)
     return _first(outputs), states
 
 

@@ -29,7 +29,7 @@ from dynvision_snn.engine.timed import (
 from dynvision_snn.engine.tracing import Refusal, Traced
 from dynvision_snn.engine.values import bind, kept, last, looked_up
 from dynvision_snn.finite import FiniteCheck
-from dynvision_snn.observation import Attachment, Observation, Run, Watched
+from dynvision_snn.observation import Attachment, Observation, Run, Watched, is_recomputing
 
 
 @dataclass(eq=False, slots=True)
@@ -239,6 +239,7 @@ class LayerRun:
             membrane=membrane,
             state={} if state is None else state,
             presynaptic=presynaptic,
+            recomputed=is_recomputing(),
         )
 
 

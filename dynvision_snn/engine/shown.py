@@ -30,6 +30,7 @@ class Shown:
         phases: `Phase` code of the T timesteps; None where unknown.
         active, lengths: as in `Run`.
         start: how many timesteps of the same call came before.
+        t0: which timestep of its run the first is, idle time apart.
     """
 
     n_timesteps: int
@@ -41,6 +42,14 @@ class Shown:
     active: Tensor | None = None
     lengths: Tensor | None = None
     start: int = 0
+    t0: int = 0
+
+    def stretches(self, n_steps: int) -> Iterator[Shown]:
+        """The same run in stretches of at most `n_steps`, idle time before the first."""
+        for t0 in range(0, self.n_timesteps, n_steps):
+            steps = self.steps[t0 : t0 + n_steps]
+            idle = {} if t0 == 0 else {"idle_steps": 0, "null": None}
+            yield replace(self, n_timesteps=len(steps), steps=steps, t0=t0, **idle)
 
     def whole(self) -> Tensor:
         """All of it as one ``[idle + T, B, *features]``."""
