@@ -523,14 +523,8 @@ class Attachment:
             reading = layer.adapter.read(watched.module, call)
             if before:
                 before = layer.adapter.presynaptic_sequence(watched.module, before, call, reading)
-        rhythm = self._rhythm(watched, run)
-
-        def arranged(value: Tensor | None) -> Tensor | None:
-            if not isinstance(value, Tensor) or value.ndim == 0 or rhythm.form == "unclear":
-                return None
-            return rhythm.time_first(value, run.total_steps)
-
-        output = arranged(reading.output)
+        rhythm, total = self._rhythm(watched, run), run.total_steps
+        output = _arranged(reading.output, rhythm, total)
         n_steps = 1 if output is None else output.shape[0]
         t0 = self._timestep(watched, rhythm, n_steps, recomputed)
         return Observation(
@@ -540,14 +534,11 @@ class Attachment:
             run=run,
             t0=t0,
             t1=t0 + n_steps,
-            inputs=arranged(call.inputs),
+            inputs=_arranged(call.inputs, rhythm, total),
             output=output,
-            membrane=arranged(reading.membrane),
-            state={
-                name: rhythm.time_first(value, run.total_steps)
-                for name, value in reading.state.items()
-            },
-            presynaptic=tuple(arranged(value) for value in before),
+            membrane=_arranged(reading.membrane, rhythm, total),
+            state={name: rhythm.time_first(value, total) for name, value in reading.state.items()},
+            presynaptic=tuple(_arranged(value, rhythm, total) for value in before),
             recomputed=recomputed,
         )
 
@@ -584,6 +575,13 @@ class Attachment:
 def is_recomputing() -> bool:
     """Whether a backward is under way, and what runs is a checkpoint's second forward."""
     return torch._C._current_graph_task_id() != -1
+
+
+def _arranged(value: Any, rhythm: Rhythm, n_timesteps: int | None) -> Tensor | None:
+    """`value` time-first; None where it is no tensor, or where its layout is unclear."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or rhythm.form == "unclear":
+        return None
+    return rhythm.time_first(value, n_timesteps)
 
 
 def _has_synapses(layer: Layer) -> bool:

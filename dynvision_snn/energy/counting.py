@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +40,7 @@ _Counted = tuple[Tensor, Tensor, Tensor, Tensor, int]
 """What `one_pass.count` returns."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(NamedTuple):
     """Presynaptic values ``[T, B, *units]``, summed over their batch; units flattened.
 
     Attributes:
@@ -151,16 +150,15 @@ def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
     >>> synops(tally(torch.ones(1, 4, 3)), torch.full((3,), 5.0, dtype=torch.float64))[0]
     tensor([60.], dtype=torch.float64)
     """
-    weights = fan_out.flatten()
-    if values.nonzero.shape[1] != len(weights):
+    nonzero, magnitude, *_ = values
+    weights = fan_out.view(-1)
+    if nonzero.shape[1] != weights.shape[0]:
         raise EnergyError(
-            f"The values have {values.nonzero.shape[1]} units per sample, the fan-out is of "
+            f"The values have {nonzero.shape[1]} units per sample, the fan-out is of "
             f"{list(fan_out.shape)}. Compute the fan-out for the shape of one sample."
         )
-    counted = values.nonzero @ weights
-    if values.magnitude is values.nonzero:
-        return counted, counted
-    return counted, values.magnitude.double() @ weights
+    counted = nonzero.mv(weights)
+    return counted, counted if magnitude is nonzero else magnitude.double().mv(weights)
 
 
 def synops_per_sample(values: Tensor, fan_out: Tensor) -> Tensor:

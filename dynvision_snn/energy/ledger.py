@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,26 @@ _UNKNOWN = "unknown"
 _ROWS = (*_PHASES.values(), _UNKNOWN)
 
 
+_NONE: Mapping[Series, Tensor] = MappingProxyType({})
+
+
+class _Kind(NamedTuple):
+    """What is known of a module that is no neuron layer.
+
+    Attributes:
+        refusal: why it cannot be counted, if so.
+        foldable: whether it may be taken as folded into other weights.
+    """
+
+    refusal: str | None
+    foldable: bool
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Kind:
+        foldable = is_foldable(module)
+        return cls(None if foldable else refusal(module), foldable)
+
+
 class Ledger:
     """What was counted of every layer: the current run's calls, and the sums of finished runs.
 
@@ -63,7 +84,7 @@ class Ledger:
         self.kept: dict[str, list[Kept]] = {WHOLE: []}
         self._fold, self._per_sample, self._by_timestep = fold, per_sample, by_timestep
         self._rows: dict[str, Row] = {}
-        self._refusals: dict[str, str | None] = {}
+        self._kinds: dict[str, _Kind] = {}
         self._samples, self._idle_samples = OverTime(by_timestep), OverTime(by_timestep)
         self._n_samples = self._n_timesteps = self._idle_steps = 0
         self._origins: set[object] = set()
@@ -206,10 +227,11 @@ class Ledger:
             self._count_inner_synapses(observation)
             return
         name, module = observation.name, observation.module
-        if name not in self._refusals:
-            self._refusals[name] = None if is_foldable(module) else refusal(module)
-        reason = self._refusals[name]
-        if reason is None and is_foldable(module):
+        kind = self._kinds.get(name)
+        if kind is None:
+            kind = self._kinds[name] = _Kind.of(module)
+        reason = kind.refusal
+        if kind.foldable:
             if uses_batch_statistics(module):
                 reason = "it normalises by the statistics of its own batch"
             elif self._fold:
@@ -219,8 +241,7 @@ class Ledger:
         if reason is not None:
             self.uncounted.setdefault(name, reason)
             return
-        row = self._row(name, module)
-        self._count_synapses(row, observation, module, observation.inputs)
+        self._count_synapses(self._row(name, module), observation, module, observation.inputs)
 
     def _count_neurons(self, observation: Observation) -> None:
         layer, output = observation.layer, observation.output
@@ -233,17 +254,17 @@ class Ledger:
         self._check_batch(observation, output.shape[1])
         row = self._row(observation.name, observation.module, keeps_time=True)
         row.spiking = layer.traits.role is Role.SPIKING
-        row.neurons = math.prod(output.shape[2:])
+        row.neurons = output.shape[2:].numel()
         output = observation.without_padding(output)
         self._last_output = Tallied.of(output)
         values = self._last_output.tally
         active: dict[Series, Tensor] = {"neuron_updates_active": values.events}
-        by_sample: dict[Series, Tensor] = {}
-        if self._per_sample or _has_own_phases(observation):
-            by_sample["neuron_updates_active"] = nonzero_per_sample(output)
-        if _has_own_phases(observation):
-            active = by_sample
-        row.note(observation, self._ticks, active, by_sample, values, synaptic=False)
+        by_sample: Mapping[Series, Tensor] = _NONE
+        own_phases = _has_own_phases(observation)
+        if self._per_sample or own_phases:
+            by_sample = {"neuron_updates_active": nonzero_per_sample(output)}
+        series = by_sample if own_phases else active
+        row.note(observation, self._ticks, series, by_sample, values, synaptic=False)
 
     def _count_inner_synapses(self, observation: Observation) -> None:
         assert observation.layer is not None
@@ -265,18 +286,18 @@ class Ledger:
         values = observation.without_padding(values)
         seen = Tallied.of(values, row.last, self._last_output)
         row.last = seen
-        output = observation.output
-        size = None
-        if isinstance(operator, nn.modules.conv._ConvTransposeNd) and output is not None:
-            size = output.shape[3:]
+        output, size = observation.output, None
         if output is not None:
-            row.outputs = math.prod(output.shape[2:])
+            row.outputs = output.shape[2:].numel()
+            if isinstance(operator, nn.modules.conv._ConvTransposeNd):
+                size = output.shape[3:]
         fan_out = row.fan_out(operator, values.shape[2:], values.device, size)
         series: Mapping[Series, Tensor]
-        by_sample: dict[Series, Tensor] = {}
-        if self._per_sample or _has_own_phases(observation):
-            by_sample["synops"] = synops_per_sample(values, fan_out)
-        if _has_own_phases(observation):
+        by_sample: Mapping[Series, Tensor] = _NONE
+        own_phases = _has_own_phases(observation)
+        if self._per_sample or own_phases:
+            by_sample = {"synops": synops_per_sample(values, fan_out)}
+        if own_phases:
             series = {
                 **by_sample,
                 "synops_weighted": weighted_per_sample(values, fan_out),

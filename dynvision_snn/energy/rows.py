@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
 from dynvision_snn.observation import Observation
 
 
-@dataclass(frozen=True, slots=True)
-class Tallied:
+class Tallied(NamedTuple):
     """A tally, and the memory that it is of, so that the same values are not reduced twice.
 
     The memory is known by its storage, held weakly, and by the version that in-place operations
@@ -28,35 +27,34 @@ class Tallied:
 
     tally: Tally
     storage: StorageWeakRef | None
-    place: tuple[int, ...]
+    place: tuple[object, ...]
 
     @classmethod
     def of(cls, values: Tensor, *known: Tallied | None) -> Tallied:
         """The tally of ``[T, B, *units]``, taken from one of `known` where it is of the same."""
         if values.is_inference() or not values.is_contiguous():
             return cls(tally(values), None, ())
-        storage = StorageWeakRef(values.untyped_storage())
+        shape = values.shape
         place = (
-            values.storage_offset(),
-            *values.shape[:2],
-            values.numel(),
-            values.element_size(),
+            values.data_ptr(),
             values._version,
+            shape[0],
+            shape[1],
+            shape.numel(),
+            values.dtype,
         )
         for other in known:
             if (
                 other is not None
-                and other.storage is not None
                 and other.place == place
-                and other.storage.cdata == storage.cdata
+                and other.storage is not None
                 and not other.storage.expired()
             ):
                 return other
-        return cls(tally(values), storage, place)
+        return cls(tally(values), StorageWeakRef(values.untyped_storage()), place)
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(NamedTuple):
     """One call.
 
     Attributes:
@@ -79,7 +77,7 @@ class Noted:
 
     def at(self, t0: int) -> Noted:
         """The same call, its timesteps counted from `t0`."""
-        return replace(self, t0=t0, t1=t0 + self.t1 - self.t0)
+        return self._replace(t0=t0, t1=t0 + self.t1 - self.t0)
 
 
 class Row:

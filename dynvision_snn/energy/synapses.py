@@ -177,8 +177,7 @@ class FanOut:
             device: where it is wanted; by default where the weights are.
         """
         sources = _sources(operator)
-        shapes = (tuple(unit_shape), output_size, device)
-        key = (*shapes, *(_fingerprint(source) for source in sources))
+        key = (unit_shape, output_size, device, *(_fingerprint(source) for source in sources))
         if self._fan_out is None or key != self._key:
             counted = fan_out(
                 operator, unit_shape, diagonal=self._diagonal, output_size=output_size
