@@ -151,7 +151,7 @@ def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
     tensor([60.], dtype=torch.float64)
     """
     nonzero, magnitude, *_ = values
-    weights = fan_out.view(-1)
+    weights = fan_out.flatten()
     if nonzero.shape[1] != weights.shape[0]:
         raise EnergyError(
             f"The values have {nonzero.shape[1]} units per sample, the fan-out is of "

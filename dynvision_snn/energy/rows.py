@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from dynvision_snn.energy.counting import Tally, synops, tally
 from dynvision_snn.energy.layers import LayerCounts, Series
-from dynvision_snn.energy.sums import Evidence, Spread, Sums
+from dynvision_snn.energy.sums import Evidence, Spread, Sums, joined_on_one
 from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
 from dynvision_snn.observation import Observation
 
@@ -77,6 +77,8 @@ class Noted(NamedTuple):
 
     def at(self, t0: int) -> Noted:
         """The same call, its timesteps counted from `t0`."""
+        if t0 == self.t0:
+            return self
         return self._replace(t0=t0, t1=t0 + self.t1 - self.t0)
 
 
@@ -250,7 +252,7 @@ class Row:
         series = {
             name: spread.of(
                 _over_time(
-                    [(call.t0, call.series[name]) for call in calls if name in call.series],
+                    [(call, call.series[name]) for call in calls if name in call.series],
                     n_timesteps,
                 )
             )
@@ -270,7 +272,7 @@ class Row:
         names = {name for call in calls for name in call.by_sample}
         series = {
             name: _over_time(
-                [(call.t0, call.by_sample[name]) for call in calls if name in call.by_sample],
+                [(call, call.by_sample[name]) for call in calls if name in call.by_sample],
                 n_timesteps,
             )
             for name in names
@@ -286,29 +288,29 @@ class Row:
         return series
 
     def _updates(self, calls: Sequence[Noted], n_timesteps: int) -> Tensor:
-        times = torch.zeros(n_timesteps, dtype=torch.float64)
+        times = [0] * n_timesteps
         for call in calls:
-            times[call.t0 : call.t1] = self.neurons
-        return times
+            times[call.t0 : call.t1] = [self.neurons] * (call.t1 - call.t0)
+        return torch.tensor(times, dtype=torch.float64)
 
     def _dense_over_time(self, calls: Sequence[Noted], n_timesteps: int) -> Tensor:
-        dense = torch.zeros(n_timesteps, dtype=torch.float64)
+        dense = [0] * n_timesteps
         for call in calls:
-            dense[call.t0 : call.t1] += call.dense
-        return dense
+            for t in range(call.t0, call.t1):
+                dense[t] += call.dense
+        return torch.tensor(dense, dtype=torch.float64)
 
 
-def _over_time(counted: Sequence[tuple[int, Tensor]], n_timesteps: int) -> Tensor:
-    """Counts of calls, ``[t, ...]`` each from its timestep on, as float64 ``[T, ...]``.
+def _over_time(calls: Sequence[tuple[Noted, Tensor]], n_timesteps: int) -> Tensor:
+    """Counts of calls, ``[t1 - t0, ...]`` each, as float64 ``[T, ...]``.
 
     A timestep called twice holds the sum.
     """
-    if not counted:
+    if not calls:
         return torch.zeros(n_timesteps, dtype=torch.float64)
-    device = counted[-1][1].device
-    joined = torch.cat([counts.to(device) for _, counts in counted])
-    steps = [t for t0, counts in counted for t in range(t0, t0 + len(counts))]
+    joined = joined_on_one([counts for _, counts in calls])
+    steps = [t for call, _ in calls for t in range(call.t0, call.t1)]
     if steps == list(range(n_timesteps)):
         return joined
     over_time = joined.new_zeros(n_timesteps, *joined.shape[1:])
-    return over_time.index_add_(0, torch.tensor(steps).to(device, non_blocking=True), joined)
+    return over_time.index_add_(0, torch.tensor(steps).to(joined.device, non_blocking=True), joined)

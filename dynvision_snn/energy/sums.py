@@ -15,6 +15,12 @@ Evidence = tuple[Tensor, Tensor]
 """Smallest nonzero and largest ``|x|`` at each timestep of a call, ``[t]`` each."""
 
 
+def joined_on_one(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other, on the device of the last: a model may have moved meanwhile."""
+    device = parts[-1].device
+    return torch.cat([part if part.device == device else part.to(device) for part in parts])
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """How much the one column of a budget sums that was not kept by timestep.
@@ -154,8 +160,7 @@ class Sums:
                 self.series[name] = OverTime(self.by_timestep)
             self.series[name].add(counts, spread.occurring, spread.start)
         if seen:
-            device = seen[-1][0].device
-            least = torch.cat([smallest.to(device) for smallest, _ in seen]).amin()
-            most = torch.cat([largest.to(device) for _, largest in seen]).amax()
+            least = joined_on_one([smallest for smallest, _ in seen]).amin()
+            most = joined_on_one([largest for _, largest in seen]).amax()
             self.least = least if self.least is None else torch.minimum(self.least, least)
             self.most = most if self.most is None else torch.maximum(self.most, most)

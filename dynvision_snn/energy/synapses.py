@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -263,7 +264,7 @@ def _spread(taps: Tensor, reaches: Sequence[Tensor]) -> Tensor:
     """Contracts every kernel axis of ``[in, *kernel]`` with its ``[positions, taps]``."""
     kernel, place = "klm"[: len(reaches)], "pqr"[: len(reaches)]
     axes = ",".join(p + k for p, k in zip(place, kernel, strict=True))
-    return torch.einsum(f"c{kernel},{axes}->c{place}", taps, *reaches)
+    return torch.einsum(f"c{kernel},{axes}->c{place}", taps, *reaches).contiguous()
 
 
 def _reaches(
@@ -291,8 +292,7 @@ def _reaches(
         else:
             left, right = _padding(conv.padding, axis, dilation * (kernel - 1))
             out = (size + left + right - dilation * (kernel - 1) - 1) // stride + 1
-            source = torch.arange(out)[:, None] * stride + torch.arange(kernel) * dilation - left
-            reaches.append(_reach(source, size, conv.padding_mode))
+            reaches.append(_reach(size, out, kernel, stride, dilation, left, conv.padding_mode))
     return reaches
 
 
@@ -306,8 +306,16 @@ def _padding(padding: str | tuple[int, ...], axis: int, span: int) -> tuple[int,
     return padding[axis], padding[axis]
 
 
-def _reach(source: Tensor, size: int, padding_mode: str) -> Tensor:
-    """Counts by ``[position, tap]`` of an index map ``[out, tap]`` into a padded axis."""
+@lru_cache(maxsize=64)
+def _reach(
+    size: int, out: int, kernel: int, stride: int, dilation: int, left: int, padding_mode: str
+) -> Tensor:
+    """Along one axis, how often each (input position, kernel tap) meets an output.
+
+    Remembered, since it does not depend on weights, which are looked at anew in every run.
+    """
+    # An index map ``[out, tap]`` into the padded axis.
+    source = torch.arange(out)[:, None] * stride + torch.arange(kernel) * dilation - left
     if padding_mode == "reflect":
         source = source.abs()
         source = torch.where(source >= size, 2 * (size - 1) - source, source)
@@ -321,6 +329,7 @@ def _reach(source: Tensor, size: int, padding_mode: str) -> Tensor:
     return reach.index_put((source[real], tap[real]), torch.tensor(1), accumulate=True)
 
 
+@lru_cache(maxsize=64)
 def _transposed_reach(
     size: int, out: int, kernel: int, stride: int, dilation: int, padding: int
 ) -> Tensor:
