@@ -5,8 +5,8 @@ and after: torch's memory is not Python's. The net is 20-64-10 of snnTorch's Lea
 64-256-10 for truncated back-propagation. Numbers go to pytest-benchmark's ``extra_info``.
 
 ``python tests/benchmarks/test_long_runs.py simulate 100000 1000`` prints one: what to do
-(``simulate``, ``stream`` without keeping anything by timestep, ``train``), timesteps of 1 ms, and ms
-per chunk (0: none).
+(``simulate``; ``stream``, keeping nothing by timestep; ``train``), timesteps of 1 ms, and ms per
+chunk (0: none).
 """
 
 from __future__ import annotations
