@@ -193,8 +193,8 @@ class Listener(ABC):
     Attributes:
         hears_idle: whether idle timesteps of a `RunHost`'s run are delivered too.
         hears_synapses: whether observations carry what the inner synapses received.
-        hears_membranes: whether it reads membranes and further state. An engine that need not keep
-            them at every timestep leaves them out where nobody does.
+        hears_membranes: whether it reads membranes and further state. They are left out where it
+            does not, and an engine need not keep them at every timestep where nobody does.
     """
 
     hears_idle: ClassVar[bool] = False
@@ -490,7 +490,7 @@ class Attachment:
         listener = self._listener()
         if listener is None:
             return
-        self.deliver(self._observed(watched, call))
+        self.deliver(self._observed(watched, call, membranes=listener.hears_membranes))
 
     def tell(self, observation: Observation) -> None:
         """Delivers what an engine observed without a call that a hook would have heard."""
@@ -511,7 +511,7 @@ class Attachment:
         elif observation.t0 >= 0 or listener.hears_idle:
             listener.observe(observation)
 
-    def _observed(self, watched: Watched, call: Call) -> Observation:
+    def _observed(self, watched: Watched, call: Call, *, membranes: bool) -> Observation:
         layer = watched.layer
         # Checkpointing recomputes a layer during backward, when its run has ended.
         recomputed = is_recomputing()
@@ -536,8 +536,10 @@ class Attachment:
             t1=t0 + n_steps,
             inputs=_arranged(call.inputs, rhythm, total),
             output=output,
-            membrane=_arranged(reading.membrane, rhythm, total),
-            state={name: rhythm.time_first(value, total) for name, value in reading.state.items()},
+            membrane=_arranged(reading.membrane, rhythm, total) if membranes else None,
+            state={name: rhythm.time_first(value, total) for name, value in reading.state.items()}
+            if membranes
+            else {},
             presynaptic=tuple(_arranged(value, rhythm, total) for value in before),
             recomputed=recomputed,
         )

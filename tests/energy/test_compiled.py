@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -9,12 +10,22 @@ import torch
 from energy_nets import SERIES, conv_inputs, conv_net, measured, run_loop
 from torch import nn
 
-from dynvision_snn.energy import EnergyMeter
+from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.errors import EnergyError
 
 
+def check_same_layers(found: EnergyBudget, expected: EnergyBudget) -> None:
+    names = [row.name.removeprefix("_orig_mod.") for row in found.layers]
+    assert names == [row.name for row in expected.layers]
+    assert found.uncounted == expected.uncounted
+    for quantity in SERIES:
+        torch.testing.assert_close(
+            found.by_timestep(quantity), expected.by_timestep(quantity), rtol=1e-6, atol=0
+        )
+
+
 class TestCompiled:
-    """With the compiler's own front and no code generation: what matters is what it traces."""
+    """Most with the compiler's own front and no code generation: what it traces matters."""
 
     @pytest.fixture(autouse=True)
     def fresh(self) -> Iterator[None]:
@@ -22,25 +33,34 @@ class TestCompiled:
         yield
         torch._dynamo.reset()
 
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
     @pytest.mark.parametrize("compiled_first", [False, True])
     @pytest.mark.parametrize("on_the_original", [False, True])
-    def test_a_compiled_model_is_counted(self, compiled_first: bool, on_the_original: bool) -> None:
+    def test_a_compiled_model_is_counted(
+        self, backend: str, compiled_first: bool, on_the_original: bool
+    ) -> None:
         net, inputs = conv_net(), conv_inputs()
         with torch.no_grad():
             expected = measured(net, inputs)
-            compiled = torch.compile(net, backend="eager")
+            compiled = torch.compile(net, backend=backend)
             if compiled_first:
                 run_loop(compiled, inputs)
                 torch._dynamo.reset()  # as the error of the next test says
             with EnergyMeter(net if on_the_original else compiled) as meter:
                 run_loop(compiled, inputs)
-        budget = meter.budget(dt=1.0)
-        names = [row.name.removeprefix("_orig_mod.") for row in budget.layers]
-        assert names == [row.name for row in expected.layers]
-        for quantity in SERIES:
-            torch.testing.assert_close(
-                budget.by_timestep(quantity), expected.by_timestep(quantity), rtol=1e-6, atol=0
-            )
+        check_same_layers(meter.budget(dt=1.0), expected)
+
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+    def test_generated_code_is_counted(self) -> None:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+        inputs = torch.randn(3, 2, 4)
+        expected = measured(net, inputs)
+        compiled = torch.compile(net, backend="inductor")
+        with EnergyMeter(compiled) as meter:
+            for x in inputs:
+                compiled(x).sum().backward()
+        check_same_layers(meter.budget(dt=1.0), expected)
 
     def test_hooks_that_the_compiler_ignores_are_an_error(self) -> None:
         net = torch.compile(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)), backend="eager")
