@@ -41,8 +41,8 @@ class HardwareProfile:
         spike: J per spike sent, besides the synaptic operations that it causes.
         event_driven: whether zero inputs and zero weights cost nothing. If not, every synapse is
             a MAC at every timestep (dense SynOps), as on CPUs and GPUs.
-        memory_access: J per byte read or written; for memory-aware models alone, which know the
-            buffers. A budget counts operations and does not use it.
+        memory_access: J per byte read or written; for memory-aware models alone
+            (``MemoryModel.on(profile)``). A budget counts operations and does not use it.
         static_power: W drawn whether or not anything happens.
         hardware_dt: ms of hardware time per timestep. Static power is priced only where it is
             given.

@@ -27,13 +27,15 @@ convolution's addresses its kernel's own size, the smallest of three terms, is l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from numbers import Real
+from typing import Any
 
 from dynvision_snn.energy.budget import EnergyBudget
+from dynvision_snn.energy.hardware import ProfileLike, resolve_profile
 from dynvision_snn.energy.layers import LayerCounts, Series
-from dynvision_snn.errors import EnergyError
+from dynvision_snn.errors import EnergyError, known_names
 
 KIB = 1024
 ACCESS_ENERGY: tuple[tuple[float, float], ...] = (
@@ -80,8 +82,8 @@ class MemoryModel:
         access_bytes: bytes per access of the figures; Horowitz's 64-bit word by default (other
             sources say 32 bits).
         value_bytes: bytes of a weight, a potential or an event.
-        memory_access: J per byte, instead of the buffers' own figures; a `HardwareProfile` may
-            have one.
+        memory_access: J per byte, instead of the buffers' own figures. `on` takes it from a
+            `HardwareProfile` that has one.
         leak: whether potentials leak, which costs a multiplication per update.
         bias: whether a bias is read and added at every update.
 
@@ -119,6 +121,40 @@ class MemoryModel:
                 raise EnergyError(f"MemoryModel: {name} must be finite and positive; got {figure}.")
         for buffer in (self.weight_buffer, self.potential_buffer, self.event_buffer):
             access_energy(buffer)
+
+    @classmethod
+    def on(cls, profile: ProfileLike, **arguments: Any) -> MemoryModel:
+        """The model on hardware whose profile says what a byte costs, whatever its buffer.
+
+        Args:
+            profile: a profile, its name or its fields, with `memory_access`. Nothing else is taken
+                from it: its ACs and MACs may hold memory accesses already.
+            arguments: as of the class, the buffers excepted.
+
+        Raises:
+            EnergyError: a profile without the figure, or arguments that are none.
+
+        >>> chip = {"name": "chip", "source": "a bench", "basis": "measured", "ac": 1e-12}
+        >>> MemoryModel.on({**chip, "memory_access": 2e-12}).memory_access
+        2e-12
+        """
+        known = resolve_profile(profile)
+        if known.memory_access is None:
+            raise EnergyError(
+                f"Hardware profile {known.name!r} has no memory_access, J per byte. Give the sizes "
+                "of its buffers: MemoryModel(weight_buffer=..., potential_buffer=..., "
+                "event_buffer=...)."
+            )
+        # Any size that has a figure: with a price per byte none is used.
+        buffers = dict.fromkeys(("weight_buffer", "potential_buffer", "event_buffer"), KIB)
+        known_arguments = {field.name for field in fields(cls)} - {*buffers, "memory_access"}
+        for name in arguments:
+            if name not in known_arguments:
+                raise EnergyError(
+                    f"MemoryModel.on takes no {name!r}; the profile's price of a byte stands for "
+                    f"every buffer. {known_names(name, known_arguments)}"
+                )
+        return cls(**buffers, memory_access=known.memory_access, **arguments)
 
     @property
     def source(self) -> str:

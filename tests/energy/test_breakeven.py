@@ -175,6 +175,20 @@ class TestMemoryModel:
         assert terms["operations"] == pytest.approx((0.1 * IN * T * OUT + 0.1 * OUT * T) * 0.1e-12)
         assert terms["weights"] == pytest.approx(0.1 * IN * T * OUT * 4e-12)
 
+    def test_a_profile_that_says_what_a_byte_costs(self) -> None:
+        chip = profile(ac=1e-12, memory_access=3e-12)
+        by_hand = MemoryModel(**BUFFERS, memory_access=3e-12, leak=False)
+        budget = spiking(0.1)
+        assert MemoryModel.on(chip, leak=False).joules(budget) == by_hand.joules(budget)
+
+    def test_a_profile_that_does_not_and_arguments_that_are_none(self) -> None:
+        with pytest.raises(EnergyError, match="'45nm-fp32' has no memory_access"):
+            MemoryModel.on("45nm-fp32")
+        chip = profile(ac=1e-12, memory_access=3e-12)
+        for name in ("weight_buffer", "leek"):
+            with pytest.raises(EnergyError, match=f"takes no '{name}'"):
+                MemoryModel.on(chip, **{name: 8192})
+
     def test_a_convolution_finds_its_addresses_by_multiplying(self) -> None:
         conv = LayerCounts(**{**_fields(spiking(0.1).counts[0]), "kind": "Conv2d"})
         budget = EnergyBudget(counts=[conv], samples=spiking(0.1).samples, dt=1.0)
