@@ -68,7 +68,7 @@ def _error(settings, *path_and_value):
         (("profile", "lohi"), "profile: Unknown hardware profile 'lohi'"),
         (
             ("presentation", "duration", 2.0),
-            "presentation: n_timesteps is 1, fewer than the 4 entries",
+            "presentation: n_timesteps is 1 (2 ms), fewer than the 4 entries",
         ),
         (("presentation", "reaction_time", -3.0), "presentation: reaction_time is -3.0"),
         (

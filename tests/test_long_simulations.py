@@ -211,8 +211,12 @@ def test_bytes_kept_of_a_timestep(per_sample):
     assert bytes_in(kept(1000, by_timestep=False)) == bytes_in(kept(200, by_timestep=False))
 
 
+def tensors_alive():
+    return [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]
+
+
 def alive_at_the_end(n_timesteps, **kwargs):
-    """Bytes of all tensors alive at the last timestep of the run."""
+    """Bytes of all tensors alive at the last timestep of the run that were not before it."""
     model, run = long_run(n_timesteps, **kwargs)
     calls, alive = 0, 0
 
@@ -220,12 +224,14 @@ def alive_at_the_end(n_timesteps, **kwargs):
         nonlocal calls, alive
         calls += 1
         if calls == n_timesteps:
-            found = (o for o in gc.get_objects() if isinstance(o, torch.Tensor))
-            sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}
+            storages = [tensor.untyped_storage() for tensor in tensors_alive()]
+            sizes = {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in known}
             alive = sum(sizes.values())
 
     handle = model.net[0].register_forward_hook(look)
     gc.collect()
+    before = tensors_alive()  # held, so that their memory is not given to others
+    known = {tensor.untyped_storage().data_ptr() for tensor in before}
     run()
     handle.remove()
     return alive
