@@ -146,7 +146,9 @@ class MemoryModel:
                 "event_buffer=...)."
             )
         # Any size that has a figure: with a price per byte none is used.
-        buffers = dict.fromkeys(("weight_buffer", "potential_buffer", "event_buffer"), KIB)
+        buffers: dict[str, Any] = dict.fromkeys(
+            ("weight_buffer", "potential_buffer", "event_buffer"), KIB
+        )
         known_arguments = {field.name for field in fields(cls)} - {*buffers, "memory_access"}
         for name in arguments:
             if name not in known_arguments:

@@ -3,8 +3,8 @@
 The net is 12C5-P2-64C5-P2-10 (snnTorch's tutorial), 25 timesteps, batch 128. Ratios are medians
 over pairs measured in turn, so that a busy machine disturbs both sides alike, and of the fastest of
 each, which tell of a quiet one; nothing passes or fails on time. With ``OMP_NUM_THREADS=1`` they
-are of processor time, with more threads of time on the clock: a thread that waits for another spins,
-which is processor time, too. Each test adds its ratio to pytest-benchmark's ``extra_info``
+are of processor time, with more threads of time on the clock: a thread that waits for another
+spins, which is processor time, too. Each test adds its ratio to pytest-benchmark's ``extra_info``
 (``--benchmark-json=FILE`` writes it).
 """
 
