@@ -28,7 +28,7 @@ from dynvision_snn.energy import EnergyMeter
 from dynvision_snn.losses import EnergyLoss, SynopsLoss
 
 T, B = 25, 128
-PAIRS = 25
+PAIRS = 15
 
 
 class ConvNet(nn.Module):
@@ -133,7 +133,7 @@ def test_against_neurobench(benchmark: Any, net: ConvNet, images: Tensor) -> Non
         return meter.budget(dt=1.0)
 
     plain = lambda: run(net, images)  # noqa: E731
-    times = in_turn(PAIRS // 5, plain=plain, ours=ours, theirs=theirs)
+    times = in_turn(PAIRS // 3, plain=plain, ours=ours, theirs=theirs)
     added = {
         kind: statistics.median(a - b for a, b in zip(times[kind], times["plain"], strict=True))
         for kind in ("ours", "theirs")
