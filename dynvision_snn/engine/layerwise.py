@@ -20,6 +20,7 @@ from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
 from dynvision_snn.engine.samplewise import CONVOLUTIONAL
 from dynvision_snn.engine.scans import Scanned, scan
 from dynvision_snn.engine.timed import (
+    PerStep,
     Timed,
     at_step,
     map_timed,
@@ -73,6 +74,11 @@ class LayerRun:
 
     def _pick(self, node: fx.Node) -> None:
         whole, key = self.values[picked_from(node)], node.args[1]
+        if isinstance(whole, Timed | PerStep):
+            # The neuron returned no tuple: these are entries of its spikes.
+            part = Part("step", (node,), node.name)
+            (self.step if self.plan.stepping == "step" else self.whole)(part)
+            return
         self.values[node] = getattr(whole, key) if isinstance(key, str) else whole[key]
 
     def layer(self, part: Part) -> None:
@@ -84,9 +90,9 @@ class LayerRun:
         traced = self.plan.traced
         source = next(a for a in first.all_input_nodes if isinstance(self.values[a], Timed))
         inputs: Timed = self.values[source]
-        modules = [m for node in part.nodes if (m := traced.acting(node)) is not None]
-        heard: dict[nn.Module, tuple[list[Tensor], list[Tensor]]] = {
-            module: ([], []) for module in modules if self._watching(module)
+        modules = {n: m for n in part.nodes if (m := traced.acting(n)) is not None}
+        heard: dict[fx.Node, tuple[list[Tensor], list[Tensor]]] = {
+            node: ([], []) for node, module in modules.items() if self._watching(module)
         }
 
         def one_batch(x: Tensor) -> Tensor:
@@ -94,16 +100,15 @@ class LayerRun:
             for node in part.nodes:
                 before, x = x, _applied(node, x, given, self.values, traced)
                 given = node
-                module = traced.acting(node)
-                if module in heard:
-                    heard[module][0].append(before)
-                    heard[module][1].append(x)
+                if node in heard:
+                    heard[node][0].append(before)
+                    heard[node][1].append(x)
             return x
 
-        small = any(isinstance(module, CONVOLUTIONAL) for module in modules)
+        small = any(isinstance(module, CONVOLUTIONAL) for module in modules.values())
         self.values[part.nodes[-1]] = merged(one_batch, inputs, small=small)
-        for module, (before, after) in heard.items():
-            self._tell(module, _gathered(before, inputs), _gathered(after, inputs))
+        for node, (before, after) in heard.items():
+            self._tell(modules[node], _gathered(before, inputs), _gathered(after, inputs))
 
     def scan(self, part: Part) -> None:
         """One neuron, from its first timestep to its last."""

@@ -8,10 +8,12 @@ comes back to it at the next timestep.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
@@ -102,9 +104,11 @@ def trace(
     with left_as_found(net.modules()), witnessed(net, ()):
         before = _attributes(net, layers)
         try:
-            traced, again = (
-                _Tracer(adapters, layers).traced(net, calling, form, like) for _ in "12"
-            )
+            # Under both gradient modes: a forward that sets one is told from one that does not.
+            with torch.enable_grad():
+                traced = _Tracer(adapters, layers).traced(net, calling, form, like)
+            with torch.no_grad():
+                again = _Tracer(adapters, layers).traced(net, calling, form, like)
             fresh = _Tracer(adapters, layers).traced(net, calling, calling.initial_states, like)
         except (*_UNTRACEABLE, DynvisionError) as error:
             reason = str(error).strip().partition("\n")[0]
@@ -174,10 +178,43 @@ _TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 class _Tracer(fx.Tracer):
+    """Traces one forward. While it does, ``torch.fx`` has every module of the process call it: what
+    other threads run meanwhile is passed on, and no two trace at once.
+    """
+
+    _alone: ClassVar[threading.RLock] = threading.RLock()
+
     def __init__(self, adapters: Adapters, layers: Mapping[nn.Module, Layer]) -> None:
         super().__init__()
         self._adapters = adapters
         self._layers = layers
+        self._thread = threading.get_ident()
+        self._modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node; what a graph would forget is refused."""
+        changed = [name for name, mode in _modes().items() if mode != self._modes[name]]
+        if changed:
+            raise TraceError(f"it computes a part under {' and '.join(changed)}")
+        return super().create_node(*args, **kwargs)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A node, or what the module calls; of another thread's, the call itself."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A proxy for a parameter; for another thread, the parameter."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` is a node of the graph."""
@@ -195,7 +232,8 @@ class _Tracer(fx.Tracer):
     def traced(self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any) -> Traced:
         """Traces the forward with placeholders in the form of its states."""
         wrapper = _Called(net, self, form, like)
-        graph = self.trace(wrapper)
+        with self._alone:
+            graph = self.trace(wrapper)
         output = next(node for node in graph.nodes if node.op == "output").args[0]
         outputs, returned = calling.split(_thawed(output))
         inputs = next(node for node in graph.nodes if node.op == "placeholder")
@@ -215,6 +253,18 @@ class _Tracer(fx.Tracer):
             outputs,
             returned,
         )
+
+
+def _modes() -> dict[str, Any]:
+    """What decides, beside the operations themselves, on what is computed and kept."""
+    return {
+        "another gradient mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "another autocast": [
+            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in ("cpu", "cuda")
+        ],
+        "activation checkpointing": torch._C._autograd._top_saved_tensors_default_hooks(True),
+    }
 
 
 class _Called(nn.Module):
