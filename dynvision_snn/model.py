@@ -51,7 +51,7 @@ def wrap(
     adapters: Iterable[Adapter] = (),
     set_dt: bool = False,
     check_finite: bool = False,
-    engine: EngineName = "step",
+    engine: EngineName = "auto",
     recompute_every: float | None = None,
 ) -> TimedModel:
     """A model that runs in biological time; `net` itself is not rewritten.
@@ -143,7 +143,7 @@ class TimedModel(RunHost):
         adapters: Iterable[Adapter] = (),
         set_dt: bool = False,
         check_finite: bool = False,
-        engine: EngineName = "step",
+        engine: EngineName = "auto",
         recompute_every: float | None = None,
     ) -> None:
         super().__init__()

@@ -48,8 +48,8 @@ class Shown:
         """The same run in stretches of at most `n_steps`, idle time before the first."""
         for t0 in range(0, self.n_timesteps, n_steps):
             steps = self.steps[t0 : t0 + n_steps]
-            idle = {} if t0 == 0 else {"idle_steps": 0, "null": None}
-            yield replace(self, n_timesteps=len(steps), steps=steps, t0=t0, **idle)
+            stretch = replace(self, n_timesteps=len(steps), steps=steps, t0=t0)
+            yield stretch if t0 == 0 else replace(stretch, idle_steps=0, null=None)
 
     def whole(self) -> Tensor:
         """All of it as one ``[idle + T, B, *features]``."""

@@ -178,8 +178,10 @@ _TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 class _Tracer(fx.Tracer):
-    """Traces one forward. While it does, ``torch.fx`` has every module of the process call it: what
-    other threads run meanwhile is passed on, and no two trace at once.
+    """Traces one forward.
+
+    While it does, ``torch.fx`` has every module of the process call it: what other threads run
+    meanwhile is passed on, and no two trace at once.
     """
 
     _alone: ClassVar[threading.RLock] = threading.RLock()
