@@ -23,7 +23,8 @@ LOSSES = [
 
 
 def setting(build=sequential_init_hidden, pattern="0011111000", **times):
-    model = dvs.wrap(build(), dt=DT)
+    # Step by step: the same bits however a run is cut.
+    model = dvs.wrap(build(), dt=DT, engine="step")
     presentation = dvs.Presentation(pattern, dt=DT, reaction_time=2.0, **times)
     generator = torch.Generator().manual_seed(3)
     features = next(p for p in model.parameters() if p.ndim == 2).shape[1]

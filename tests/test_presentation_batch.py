@@ -42,7 +42,7 @@ def images_of(n_samples, seed=4):
 
 def wrapped(name):
     style = STYLES[name]
-    return dvs.wrap(style.fresh(), dt=DT).eval()
+    return dvs.wrap(style.fresh(), dt=DT, engine="step").eval()
 
 
 @pytest.mark.parametrize("order", [("011", "0112"), ("0112", "011")])

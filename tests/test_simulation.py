@@ -69,7 +69,8 @@ def batches(images, labels, sizes, several=False):
 def simulated(name="spiking", presentation=ONE, sizes=(10, 10, 3), **kwargs):
     several = presentation.n_stimuli > 1
     images, labels = dataset(several=several)
-    model = dvs.wrap(NETS[name](), dt=DT)
+    # Step by step: the same bits however a run is cut.
+    model = dvs.wrap(NETS[name](), dt=DT, engine="step")
     loader = batches(images, labels, list(sizes), several)
     return dvs.simulate(model, loader, presentation, progress=False, **kwargs)
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::dynvision_snn.errors.Presentati
 
 
 def wrapped(name="sequential_init_hidden"):
-    return dvs.wrap(STYLES[name].fresh(), dt=DT)
+    return dvs.wrap(STYLES[name].fresh(), dt=DT, engine="step")
 
 
 def data(n=N):

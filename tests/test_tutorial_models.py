@@ -336,7 +336,7 @@ every_tutorial = pytest.mark.parametrize("tutorial", TUTORIALS.values(), ids=TUT
 def test_it_runs_as_in_its_tutorial(tutorial: Tutorial):
     assert len(tutorial.argument) <= 1
     ours, theirs = tutorial.fresh(), tutorial.fresh()
-    run = wrap(ours, dt=DT, **tutorial.argument)(shown())
+    run = wrap(ours, dt=DT, engine="step", **tutorial.argument)(shown())
     membrane, spikes = tutorial.loop(theirs, shown())
     assert run.readout == tutorial.readout
     assert run.membrane.shape == (T, B, CLASSES)

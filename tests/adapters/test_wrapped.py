@@ -44,7 +44,7 @@ def test_a_wrapped_layer_yields_what_it_yields_alone(case: Case) -> None:
         module.init_hidden = again.init_hidden = True
     expected = over_time(case, run(case, again, inputs))
     decoded = expected.output if case.role is Role.RECURRENT else expected.membrane
-    recorded = dvs.wrap(module, dt=1.0)(inputs)
+    recorded = dvs.wrap(module, dt=1.0, engine="step")(inputs)
     assert recorded.membrane.shape[:2] == (T, B)
     assert torch.equal(recorded.membrane, decoded)
     assert recorded.membrane_is == case.membrane
