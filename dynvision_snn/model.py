@@ -77,10 +77,10 @@ def wrap(
         check_finite: stop a run at the first input, output or membrane that is NaN or infinite,
             with an `ObservationError` that names layer and timestep. Waits for the device at every
             timestep.
-        engine: ``"step"``, the reference, runs the model as its library would, bit for bit.
-            ``"layer"`` runs layer by layer what can be, within a stated tolerance (a spike may flip
-            whose membrane was at the threshold), and refuses the rest; ``"auto"`` does so where it
-            can. `TimedModel.explain` says which part runs how.
+        engine: ``"auto"`` runs layer by layer what can be, within a stated tolerance (a spike may
+            flip whose membrane was at the threshold; docs/engine.md), and the rest step by step;
+            ``"layer"`` refuses a model that cannot. ``"step"``, the reference, runs the model as
+            its library would, bit for bit. `TimedModel.explain` says which part runs how.
         recompute_every: where a run is to be back-propagated through, how many ms of its activity
             are kept at once for that; the backward computes the others again, from the state that
             was kept at the start of each such stretch. The numbers are the same; memory grows
