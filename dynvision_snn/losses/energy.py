@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import Function
 
 from dynvision_snn.adapters import Adapter, Adapters, Role
 from dynvision_snn.errors import LossError, known_names
@@ -50,12 +51,32 @@ def activity(values: Tensor, p: float, active: Tensor | None = None) -> Tensor:
     units = values.flatten(2) if values.ndim > 2 else values.unsqueeze(2)
     dtype = torch.promote_types(values.dtype, torch.float32)
     if p == 1:
+        if active is None:
+            summed: Tensor = _Magnitude.apply(units, dtype)
+            return summed
         norms = units.abs().sum(2, dtype=dtype)
     else:
         norms = torch.linalg.vector_norm(units, ord=p, dim=2, dtype=dtype)
     if active is not None:
         norms = norms.masked_fill(~active.to(norms.device, non_blocking=True), 0)
     return norms.sum(0) / units.shape[2]
+
+
+class _Magnitude(Function):
+    """``sum_t sum_u |a| / n_units`` as one node of the graph: it is taken at every timestep."""
+
+    @staticmethod
+    def forward(ctx: Any, units: Tensor, dtype: torch.dtype) -> Tensor:
+        """``[T, B, units]`` to ``[B]``."""
+        ctx.save_for_backward(units)
+        norms = units.abs().sum(2, dtype=dtype)
+        return (norms[0] if len(norms) == 1 else norms.sum(0)).div_(units.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        """Differentiable itself."""
+        (units,) = ctx.saved_tensors
+        return units.sgn() * (g / units.shape[2]).to(units.dtype).view(1, -1, 1), None
 
 
 class EnergyLoss(ListeningLoss):

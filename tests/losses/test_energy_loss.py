@@ -151,6 +151,13 @@ def test_gradients_are_zero_at_silent_units_and_never_nan(silent, p):
     assert silent or (spikes.grad[0, 0, [1, 3]] > 0).all()
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_gradients_are_those_of_finite_differences_twice_over(p):
+    values = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: activity(x, p), values)
+    assert torch.autograd.gradgradcheck(lambda x: activity(x, p), values)
+
+
 def test_half_precision_is_summed_in_float32():
     values = torch.ones(4000, 1, 1, dtype=torch.bfloat16)
     assert activity(values, 1).item() == 4000
