@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CLASSES, DT, FEATURES, HIDDEN, STYLES, leaky
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dynvision_snn.energy.meter import EnergyMeter
 from dynvision_snn.errors import WrapError
@@ -341,6 +342,52 @@ class FadesItsState(nn.Module):
 def two_dropouts() -> nn.Module:
     first, *rest = recurrent_snntorch()
     return nn.Sequential(nn.Dropout(0.3), first, nn.Dropout(0.3), *rest)
+
+
+class Modes(nn.Module):
+    """Runs its first layer under a mode that a graph of its operations would forget."""
+
+    def __init__(self, mode: Callable[[], Any]) -> None:
+        super().__init__()
+        self.mode = mode
+        self.fc1, self.lif1 = nn.Linear(FEATURES, 6), snn.Leaky(0.9, init_hidden=True)
+        self.fc2, self.lif2 = nn.Linear(6, CLASSES), snn.Leaky(0.9, init_hidden=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.mode():
+            x = self.fc1(x)
+        return self.lif2(self.fc2(self.lif1(x.float())))
+
+
+class Checkpoints(Modes):
+    def forward(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.fc1, x, use_reentrant=False)
+        return self.lif2(self.fc2(self.lif1(x)))
+
+
+MODES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "no gradient": (lambda: Modes(torch.no_grad), "another gradient mode"),
+    "gradient": (lambda: Modes(torch.enable_grad), "another gradient mode"),
+    "autocast": (
+        lambda: Modes(lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
+        "another autocast",
+    ),
+    "checkpoint": (lambda: Checkpoints(torch.no_grad), "activation checkpointing"),
+}
+
+
+@pytest.mark.parametrize(("build", "reason"), MODES.values(), ids=MODES.keys())
+def test_a_part_under_another_mode_keeps_it(build: Callable[[], nn.Module], reason: str) -> None:
+    nets = [build(), build()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    inputs = 3 * torch.rand(5, BATCH, FEATURES)
+    for net, engine in zip(nets, ("step", "auto"), strict=True):
+        model = wrap(net, dt=DT, engine=engine, readout="lif2")
+        model(inputs).membrane.square().mean().backward()
+    assert reason in model.explain()
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.equal(one.grad, other.grad)
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
