@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from dynvision_snn.energy import resolve_profile
+from dynvision_snn.engine.choosing import EngineName
 from dynvision_snn.errors import ConfigError, DynvisionError, MissingExtraError, known_names
 from dynvision_snn.presentation import Presentation
 from dynvision_snn.timing import nearest_steps
@@ -51,7 +52,7 @@ class ModelSettings(Settings):
 
     Attributes:
         factory: ``package.module:name``, called with ``dt=`` in ms if it takes that, and `kwargs`.
-        readout, stepping, time_axis: as in `dynvision_snn.wrap`.
+        readout, stepping, time_axis, engine, recompute_every: as in `dynvision_snn.wrap`.
         compile: a backend of ``torch.compile``, such as ``inductor``; None for none.
     """
 
@@ -60,6 +61,8 @@ class ModelSettings(Settings):
     readout: str | None = None
     stepping: Literal["step", "sequence"] | None = None
     time_axis: Literal[0, 1] | None = None
+    engine: EngineName = "auto"
+    recompute_every: Annotated[float, Field(gt=0)] | None = None
     compile: str | None = None
 
 

@@ -23,6 +23,7 @@ from dynvision_snn.training.lightning import (
     sweep,
     train,
 )
+from dynvision_snn.training.lightning.building import build_model
 from dynvision_snn.training.provenance import git_state, versions
 
 
@@ -180,6 +181,24 @@ def test_settings_that_cannot_be_are_told(settings, section, key, value, error, 
 
 
 # -- sweeps ---------------------------------------------------------------------------------------
+
+
+def test_a_file_says_which_engine_runs_the_model():
+    section = {"factory": "dynvision_snn.demo:snntorch_model", "engine": "step"}
+    settings = {"model": section, "dt": 2.0, "presentation": {"pattern": "0111"}}
+    images = torch.rand(3, 64)
+
+    def explained(**changed):
+        config = parse_config(settings | {"model": section | changed})
+        model = build_model(config)
+        assert model.recompute_every == config.model.recompute_every
+        model(images, config.presentation.build(config.dt))
+        return model.explain()
+
+    assert 'engine="step"' in explained()
+    assert explained(engine="auto", recompute_every=4.0).startswith("layer by layer")
+    with pytest.raises(ConfigError, match=r"model\.engine"):
+        explained(engine="fast")
 
 
 def test_a_sweep_trains_each_value_once_and_shows_the_front(settings, tmp_path):

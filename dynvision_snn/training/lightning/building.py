@@ -61,6 +61,8 @@ def build_model(config: TrainingConfig) -> TimedModel:
             readout=settings.readout,
             stepping=settings.stepping,
             time_axis=settings.time_axis,
+            engine=settings.engine,
+            recompute_every=settings.recompute_every,
         )
     )
     if settings.compile is not None:
