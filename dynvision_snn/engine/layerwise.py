@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 
 from dynvision_snn.adapters import Call, Layer, Role
 from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
+from dynvision_snn.engine.products import linear
 from dynvision_snn.engine.samplewise import CONVOLUTIONAL
 from dynvision_snn.engine.scans import Scanned, scan
 from dynvision_snn.engine.timed import (
@@ -346,6 +347,8 @@ def _applied(
     """One stateless node on one batch `x`, which stands for the value of `given`."""
     module = traced.acting(node)
     if module is not None:
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            return linear(x, module.weight, module.bias)
         # Not the call: its hooks would take a batch of timesteps for one of samples.
         output: Tensor = module.forward(_laid_out(module, x))
         return output

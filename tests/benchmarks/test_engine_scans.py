@@ -76,18 +76,25 @@ def norse_recurrent() -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
+    """A net and its input: analog, or spikes of a share of the inputs at each timestep."""
+
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     constant: bool = True
     steps: int = 50
+    spikes: float = 0.0
 
 
 CASES = {
     "MLP, constant image": Case(mlp, (784,)),
     "MLP, new input at every timestep": Case(mlp, (784,), constant=False),
+    "MLP, new spikes (5 %)": Case(mlp, (784,), constant=False, spikes=0.05),
     "conv net, constant image": Case(convolutional, (1, 28, 28)),
     "Norse LIF MLP, constant image": Case(norse_mlp, (784,)),
     "RLeaky 700-256-20": Case(Recurrent, (700,), constant=False, steps=100),
+    "RLeaky 700-256-20, spikes (2 %)": Case(
+        Recurrent, (700,), constant=False, steps=100, spikes=0.02
+    ),
     "LIFRecurrent 700-256-20": Case(norse_recurrent, (700,), constant=False, steps=100),
 }
 
@@ -176,6 +183,8 @@ def test_speed(name: str, benchmark: Callable[..., object]) -> None:
     torch.manual_seed(0)
     lead = () if case.constant else (case.steps,)
     inputs = torch.rand(*lead, BATCH, *case.shape)
+    if case.spikes:
+        inputs = (inputs < case.spikes).float()
     steps = [inputs] * case.steps if case.constant else list(inputs)
     net = case.build()
     planned = ours(net, case, inputs, "layer")

@@ -3,17 +3,11 @@
 The lanes (``B * units``) are cut into blocks whose state stays in cache while a block runs through
 all of time. The backward keeps nothing of the forward but its input: it runs each block forward
 again, into scratch memory of ``[T, block]``, and then back in time.
-
-Kernels release the interpreter's lock and are called from a pool of threads, as many as torch uses:
-numba's own threading layers abort the process when two threads enter them, or after a fork.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +17,7 @@ from torch import Tensor
 
 from dynvision_snn.engine.scans import numba_kernels as kernels
 from dynvision_snn.engine.scans.rule import Given, Rule, Wanted
+from dynvision_snn.engine.threads import in_parallel
 
 Array = NDArray[Any]
 
@@ -66,7 +61,7 @@ def forward(
                 *outputs,
             )
 
-    _in_parallel(share, u.numel(), len(rows_of_x))
+    _shared_out(share, u.numel(), len(rows_of_x))
 
 
 def backward(
@@ -147,7 +142,7 @@ def backward(
                 *(part if part is None else part[a:b] for part in learning),
             )
 
-    _in_parallel(share, g.numel(), steps)
+    _shared_out(share, g.numel(), steps)
     return g_x
 
 
@@ -232,22 +227,5 @@ def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
     return ((a, min(a + _BLOCK, stop)) for a in range(start, stop, _BLOCK))
 
 
-def _in_parallel(work: Callable[[int, int], None], lanes: int, steps: int) -> None:
-    """``work(start, stop)`` on as many shares of the lanes as pay off."""
-    shares = min(torch.get_num_threads(), max(1, lanes * steps // _PER_THREAD))
-    size = max(16, -(-lanes // shares // 16) * 16)
-    starts = range(0, lanes, size)
-    if len(starts) <= 1:
-        work(0, lanes)
-        return
-    pool = _pool(os.getpid(), len(starts) - 1)
-    rest = [pool.submit(work, start, min(start + size, lanes)) for start in starts[1:]]
-    work(0, size)
-    for share in rest:
-        share.result()
-
-
-@cache
-def _pool(process: int, n_threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: after a fork, the parent's are not there."""
-    return ThreadPoolExecutor(n_threads, thread_name_prefix=f"dynvision-scan-{process}")
+def _shared_out(work: Callable[[int, int], None], lanes: int, steps: int) -> None:
+    in_parallel(work, lanes, lanes * steps / _PER_THREAD, of=16)

@@ -1,0 +1,47 @@
+"""Products of spikes with weights: most spikes are 0, and what is 0 need not be multiplied."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynvision_snn.engine.scans.backends import backend_for
+
+# Multiplications of the dense product that make a look at its input worth it.
+_WORTH = 1 << 26
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``, by the entries of `x` that are not 0 where they are few.
+
+    Where they are not, or no compiler for the CPU is installed, it is ``F.linear`` itself. Sums are
+    rounded in another order than in a dense product.
+
+    Args:
+        x: ``[N, features]``.
+        weight: ``[units, features]``.
+        bias: ``[units]``.
+
+    Returns:
+        ``[N, units]``; without a second derivative where it is by entries.
+
+    >>> linear(torch.eye(2), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]))
+    tensor([[1.5000],
+            [2.5000]])
+    """
+    if (
+        x.ndim == weight.ndim == 2
+        and x.numel() * weight.shape[0] >= _WORTH
+        and x.is_contiguous()
+        and weight.dtype is torch.float32
+        and backend_for(x) == "numba"
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        # The compiler takes half a second to load.
+        from dynvision_snn.engine.products.by_entries import linear_by_entries
+
+        found = linear_by_entries(x, weight, bias)
+        if found is not None:
+            return found
+    return F.linear(x, weight, bias)

@@ -1,0 +1,117 @@
+"""Sums of rows over lists of entries, compiled for the CPU.
+
+Four rows are added at a time, one after the other: as many as the compiler can tell apart from the
+sum, which then passes through the first cache once for all four.
+"""
+
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+import numpy as np
+
+from dynvision_snn.jit import inner, outer
+
+
+@inner
+def add_four(a, row_a, b, row_b, c, row_c, d, row_d, total):
+    """Adds four rows, each times its number."""
+    for j in range(total.size):
+        total[j] = (((total[j] + a * row_a[j]) + b * row_b[j]) + c * row_c[j]) + d * row_d[j]
+
+
+@inner
+def add_one(a, row, total):
+    """Adds one row times a number."""
+    for j in range(total.size):
+        total[j] = total[j] + a * row[j]
+
+
+@inner
+def _add_listed(places, values, first, last, dense, left, right, total):
+    k = first
+    while k + 4 <= last:
+        add_four(
+            values[k],
+            dense[places[k], left:right],
+            values[k + 1],
+            dense[places[k + 1], left:right],
+            values[k + 2],
+            dense[places[k + 2], left:right],
+            values[k + 3],
+            dense[places[k + 3], left:right],
+            total,
+        )
+        k += 4
+    while k < last:
+        add_one(values[k], dense[places[k], left:right], total)
+        k += 1
+
+
+@outer
+def add_product(heads, places, values, dense, out, start, stop, width):
+    """Adds ``S @ dense`` to the rows ``start:stop`` of `out`, in blocks of `width` columns.
+
+    The entries of row r of S are those from ``heads[r]`` up to ``heads[r + 1]``: `values` in the
+    columns `places`.
+    """
+    for left in range(0, out.shape[1], width):
+        right = min(left + width, out.shape[1])
+        for r in range(start, stop):
+            _add_listed(
+                places, values, heads[r], heads[r + 1], dense, left, right, out[r, left:right]
+            )
+
+
+@outer
+def count(x, counts, start, stop):
+    """How many entries of each of the rows ``start:stop`` are not 0."""
+    zero = np.float32(0)
+    for r in range(start, stop):
+        row = x[r]
+        n = np.int32(0)
+        for j in range(row.size):
+            n += np.int32(row[j] != zero)
+        counts[r] = n
+
+
+@outer
+def fill(x, heads, places, values, start, stop):
+    """Lists the entries of the rows ``start:stop`` that are not 0, in order."""
+    zero = np.float32(0)
+    for r in range(start, stop):
+        k = heads[r]
+        last = heads[r + 1]
+        row = x[r]
+        j = 0
+        while k < last:
+            value = row[j]
+            places[k] = j
+            values[k] = value
+            k += np.int64(value != zero)
+            j += 1
+
+
+@outer
+def transpose(heads, places, values, start, stop, heads_t, places_t, values_t):
+    """Lists the entries of the rows ``start:stop`` by column; the places are then rows.
+
+    The lists lie where the entries of these rows lie; `heads_t` has one more than the columns.
+    """
+    first = heads[start]
+    heads_t[:] = 0
+    for k in range(first, heads[stop]):
+        heads_t[places[k] + 1] += 1
+    heads_t[0] = first
+    for c in range(heads_t.size - 1):
+        heads_t[c + 1] += heads_t[c]
+    for r in range(start, stop):
+        for k in range(heads[r], heads[r + 1]):
+            c = places[k]
+            at = heads_t[c]
+            places_t[at] = r
+            values_t[at] = values[k]
+            heads_t[c] = at + 1
+    for c in range(heads_t.size - 1, 0, -1):
+        heads_t[c] = heads_t[c - 1]
+    heads_t[0] = first
