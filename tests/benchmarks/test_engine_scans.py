@@ -96,6 +96,9 @@ CASES = {
         Recurrent, (700,), constant=False, steps=100, spikes=0.02
     ),
     "LIFRecurrent 700-256-20": Case(norse_recurrent, (700,), constant=False, steps=100),
+    "LIFRecurrent 700-256-20, spikes (2 %)": Case(
+        norse_recurrent, (700,), constant=False, steps=100, spikes=0.02
+    ),
 }
 
 

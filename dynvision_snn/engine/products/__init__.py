@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from dynvision_snn.engine.scans.backends import backend_for
 
 # Multiplications of the dense product that make a look at its input worth it.
 _WORTH = 1 << 26
@@ -34,14 +37,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x.ndim == weight.ndim == 2
         and x.numel() * weight.shape[0] >= _WORTH
         and x.is_contiguous()
-        and weight.dtype is torch.float32
-        and backend_for(x) == "numba"
+        and x.dtype is weight.dtype is torch.float32
+        and x.device.type == weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
     ):
-        # The compiler takes half a second to load.
-        from dynvision_snn.engine.products.by_entries import linear_by_entries
-
-        found = linear_by_entries(x, weight, bias)
+        by_entries = _loaded()
+        found = None if by_entries is None else by_entries(x, weight, bias)
         if found is not None:
             return found
     return F.linear(x, weight, bias)
+
+
+@cache
+def _loaded() -> Callable[[Tensor, Tensor, Tensor | None], Tensor | None] | None:
+    """What multiplies by entries, where numba is installed; it takes half a second to load."""
+    if find_spec("numba") is None:
+        return None
+    by_entries = import_module("dynvision_snn.engine.products.by_entries")
+    found: Callable[..., Tensor | None] = by_entries.linear_by_entries
+    return found

@@ -40,7 +40,7 @@ class _Linear(Function):
         if bias is None:
             out = x.new_zeros(x.shape[0], weight.shape[0])
         else:
-            out = bias.detach().expand(x.shape[0], -1).contiguous()
+            out = bias.detach().repeat(x.shape[0], 1)
         entries.add_to(out, weight.detach().t().contiguous())
         return out
 
@@ -48,8 +48,8 @@ class _Linear(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         """The gradients of input, weight and bias."""
-        weight, *lists = ctx.saved_tensors
-        entries = Entries(*lists, ctx.n_columns)
+        weight, heads, places, values = ctx.saved_tensors
+        entries = Entries(heads, places, values, ctx.n_columns)
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         g_x = g @ weight if needs_x else None
         g_bias = g.sum(0) if needs_bias or needs_weight else None

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynvision_snn.adapters.scan_spec import ScanSpec, Synapse
+from dynvision_snn.engine.products import linear
 from dynvision_snn.engine.scans.backends import BackendName, backend, backend_for
 from dynvision_snn.engine.scans.functions import Plan, RecurrentScan, Scan
 from dynvision_snn.engine.scans.rule import Rule, expanded, parameters_of
@@ -83,7 +83,8 @@ def scan(
     for gain in spec.gains:
         inputs = inputs * gain.to(inputs.device)
     if spec.input_weight is not None:
-        inputs = F.linear(inputs, spec.input_weight)
+        received = linear(inputs.flatten(0, 1), spec.input_weight, None)
+        inputs = received.unflatten(0, inputs.shape[:2])
     shape = inputs.shape[1:]
     x = inputs.reshape(inputs.shape[0], -1).contiguous()
     parameters = [expanded(value, unset, shape, x) for value, unset in parameters_of(spec)]
