@@ -160,6 +160,7 @@ class Engine:
 
 _MANNERS = {
     "layer": "timesteps as one batch",
+    "join": "timesteps as one batch",
     "scan": "one scan over time",
     "step": "timestep by timestep",
     "whole": "one call, as it is",

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 
 from dynvision_snn.adapters import Call, Layer, Role
+from dynvision_snn.engine.joining import joined
 from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
 from dynvision_snn.engine.products import linear
 from dynvision_snn.engine.samplewise import CONVOLUTIONAL
@@ -29,7 +29,7 @@ from dynvision_snn.engine.timed import (
     stacked,
 )
 from dynvision_snn.engine.tracing import Refusal, Traced
-from dynvision_snn.engine.values import bind, kept, last, looked_up
+from dynvision_snn.engine.values import bind, computed, delayed, kept, last, looked_up
 from dynvision_snn.finite import FiniteCheck
 from dynvision_snn.observation import Attachment, Observation, Run, Watched, is_recomputing
 
@@ -44,6 +44,7 @@ class LayerRun:
         t0: the first timestep (idle ones are negative).
         attachments: who listens.
         values: what the nodes yielded, as far as it is still needed.
+        brought: the states that `values` holds for every timestep.
     """
 
     plan: LayerPlan
@@ -51,6 +52,7 @@ class LayerRun:
     t0: int
     attachments: Sequence[Attachment]
     values: dict[fx.Node, Any] = field(default_factory=dict)
+    brought: set[fx.Node] = field(default_factory=set)
 
     def __call__(self, inputs: Timed, states: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """The outputs, `Timed`, and the states after the last timestep."""
@@ -59,12 +61,23 @@ class LayerRun:
         bind(traced.states, states, self.values)
         needed = _last_uses(self.plan)
         for k, part in enumerate(self.plan.parts):
+            self._bring_later(part)
             _RUNNERS[part.manner](self, part)
             for node in needed.get(k, ()):
                 self.values.pop(node, None)
         outputs = looked_up(traced.outputs, self.values)
         returned = looked_up(traced.returned, self.values)
         return outputs, last(returned)
+
+    def _bring_later(self, part: Part) -> None:
+        """States that another part made at the timestep before, at every timestep."""
+        if self.plan.stepping == "sequence":
+            return
+        for placeholder, value in _backwards(self.plan, part).items():
+            if value not in part.nodes and placeholder not in self.brought:
+                made, first = self.values[value], self.values[placeholder]
+                self.values[placeholder] = delayed(made, first, self._n_steps())
+                self.brought.add(placeholder)
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -77,8 +90,7 @@ class LayerRun:
         whole, key = self.values[picked_from(node)], node.args[1]
         if isinstance(whole, Timed | PerStep):
             # The neuron returned no tuple: these are entries of its spikes.
-            part = Part("step", (node,), node.name)
-            (self.step if self.plan.stepping == "step" else self.whole)(part)
+            self._as_it_is(Part("step", (node,), node.name))
             return
         self.values[node] = getattr(whole, key) if isinstance(key, str) else whole[key]
 
@@ -91,6 +103,9 @@ class LayerRun:
         traced = self.plan.traced
         source = next(a for a in first.all_input_nodes if isinstance(self.values[a], Timed))
         inputs: Timed = self.values[source]
+        if inputs.values.ndim < 3:
+            self._as_it_is(part)
+            return
         modules = {n: m for n in part.nodes if (m := traced.acting(n)) is not None}
         heard: dict[fx.Node, tuple[list[Tensor], list[Tensor]]] = {
             node: ([], []) for node, module in modules.items() if self._watching(module)
@@ -110,6 +125,18 @@ class LayerRun:
         self.values[part.nodes[-1]] = merged(one_batch, inputs, small=small)
         for node, (before, after) in heard.items():
             self._tell(modules[node], _gathered(before, inputs), _gathered(after, inputs))
+
+    def join(self, part: Part) -> None:
+        """A function of several values, over the distinct ones."""
+        (node,) = part.nodes
+        value = joined(node, self.values, self.plan.stepping)
+        if value is None:
+            self._as_it_is(part)
+        else:
+            self.values[node] = value
+
+    def _as_it_is(self, part: Part) -> None:
+        (self.step if self.plan.stepping == "step" else self.whole)(part)
 
     def scan(self, part: Part) -> None:
         """One neuron, from its first timestep to its last."""
@@ -145,7 +172,7 @@ class LayerRun:
     def step(self, part: Part) -> None:
         """A part as the model itself runs it, timestep by timestep."""
         traced = self.plan.traced
-        back = _backwards(self.plan, part)
+        back = {p: v for p, v in _backwards(self.plan, part).items() if v in part.nodes}
         inside = dict.fromkeys(part.nodes)
         held: dict[fx.Node, Any] = {p: self.values[p] for p in back}
         outside = {
@@ -159,7 +186,7 @@ class LayerRun:
                 clock.t = self.t0 + t
             now: dict[fx.Node, Any] = {n: at_step(self.values[n], t) for n in outside} | held
             for node in part.nodes:
-                now[node] = _computed(node, now, traced.module_of)
+                now[node] = computed(node, now, traced.module_of)
             held = {p: looked_up(value, now) for p, value in back.items()}
             steps.append({node: now[node] for node in part.nodes})
         for node in part.nodes:
@@ -169,7 +196,7 @@ class LayerRun:
         """A node that takes all timesteps at once, called as the model calls it."""
         for node in part.nodes:
             now = {a: map_timed(Timed.over_time, self.values[a]) for a in node.all_input_nodes}
-            result = _computed(node, now, self.plan.traced.module_of)
+            result = computed(node, now, self.plan.traced.module_of)
             self.values[node] = _as_timed(result)
 
     def _n_steps(self) -> int:
@@ -252,6 +279,7 @@ class LayerRun:
 _RUNNERS: Mapping[str, Callable[[LayerRun, Part], None]] = {
     "pick": LayerRun.pick,
     "layer": LayerRun.layer,
+    "join": LayerRun.join,
     "scan": LayerRun.scan,
     "step": LayerRun.step,
     "whole": LayerRun.whole,
@@ -307,19 +335,6 @@ def _laid_out(module: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-def _computed(
-    node: fx.Node, now: Mapping[fx.Node, Any], module_of: Mapping[fx.Node, nn.Module]
-) -> Any:
-    args = map_arg(node.args, lambda n: now[n])
-    kwargs = map_arg(node.kwargs, lambda n: now[n])
-    if node in module_of:
-        return module_of[node](*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
-
-
 def _as_timed(value: Any) -> Any:
     if isinstance(value, Tensor):
         return Timed(value)
@@ -352,7 +367,7 @@ def _applied(
         # Not the call: its hooks would take a batch of timesteps for one of samples.
         output: Tensor = module.forward(_laid_out(module, x))
         return output
-    result: Tensor = _computed(node, {**values, given: x}, traced.module_of)
+    result: Tensor = computed(node, {**values, given: x}, traced.module_of)
     return result
 
 

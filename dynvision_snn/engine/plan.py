@@ -20,13 +20,14 @@ from torch import fx, nn
 
 from dynvision_snn.adapters import Call, Layer
 from dynvision_snn.engine.calling import Calling
-from dynvision_snn.engine.samplewise import is_random, why_not_merged
+from dynvision_snn.engine.samplewise import is_random, joins, why_not_merged
 from dynvision_snn.engine.tracing import Refusal, Traced
 from dynvision_snn.observation import Attachment, LayerHook
 
-Manner = Literal["layer", "scan", "step", "whole", "pick"]
-"""How a part runs: many timesteps as one batch, one scan, timestep by timestep, one call with all
-timesteps, or no computation (a state variable taken out of what a neuron returned)."""
+Manner = Literal["layer", "join", "scan", "step", "whole", "pick"]
+"""How a part runs: many timesteps as one batch, several values joined over all timesteps, one scan,
+timestep by timestep, one call with all timesteps, or no computation (a state variable taken out of
+what a neuron returned)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -105,9 +106,11 @@ def make_plan(
     stepping = calling.stepping
     if stepping == "sequence" and calling.time_axis != 0:
         raise Refusal("its time axis is not the first")
+    _check_returned(traced)
     names = {module: name for name, module in net.named_modules()}
     words = _words(traced)
-    parts = [_part(traced, nodes, names, stepping, words) for nodes in _components(traced)]
+    components = _components(traced, stepping)
+    parts = [_part(traced, nodes, names, stepping, words) for nodes in components]
     return LayerPlan(traced, tuple(_chained(parts)), stepping, signature_of(net))
 
 
@@ -134,6 +137,12 @@ def _check_each_once(traced: Traced) -> None:
         raise Refusal(f"{', '.join(twice)} is called more than once in a timestep")
 
 
+def _check_returned(traced: Traced) -> None:
+    for placeholder, value in pairs(traced.states, traced.returned):
+        if placeholder.users and not isinstance(value, fx.Node):
+            raise Refusal("it returns another kind of state than it takes")
+
+
 def _check_randomness(traced: Traced) -> None:
     random = [node for node in traced.nodes if is_random(node, traced.module_of.get(node))]
     if len(random) > 1:
@@ -144,13 +153,17 @@ def _check_randomness(traced: Traced) -> None:
 # -- parts ----------------------------------------------------------------------------------------
 
 
-def _components(traced: Traced) -> list[list[fx.Node]]:
-    """The nodes joined by edges back in time, in an order in which they can be computed."""
+def _components(traced: Traced, stepping: str) -> list[list[fx.Node]]:
+    """The nodes joined by edges back in time, in an order in which they can be computed.
+
+    In a model that takes whole sequences, states go from one call to the next, not back in time.
+    """
     nodes = list(traced.graph.nodes)[:-1]
     later: dict[fx.Node, set[fx.Node]] = {
         n: {u for u in n.users if u.op != "output"} for n in nodes
     }
-    for placeholder, value in pairs(traced.states, traced.returned):
+    back = dict(pairs(traced.states, traced.returned)) if stepping == "step" else {}
+    for placeholder, value in back.items():
         if isinstance(value, fx.Node):
             later[value].add(placeholder)
     reach = {node: _reachable(node, later) for node in nodes}
@@ -163,7 +176,7 @@ def _components(traced: Traced) -> list[list[fx.Node]]:
         component = [n for n in joined if n.op != "placeholder"]
         placed.update(component)
         components.append(component)
-    return _ordered(components)
+    return _ordered(components, back)
 
 
 def _chained(parts: Sequence[Part]) -> list[Part]:
@@ -184,8 +197,8 @@ def _chained(parts: Sequence[Part]) -> list[Part]:
     return chained
 
 
-def _ordered(components: list[list[fx.Node]]) -> list[list[fx.Node]]:
-    """So that each comes after those whose values it needs."""
+def _ordered(components: list[list[fx.Node]], back: Mapping[fx.Node, Any]) -> list[list[fx.Node]]:
+    """So that each comes after those whose values it needs, of the timestep before included."""
     owner = {node: k for k, component in enumerate(components) for node in component}
     done: set[int] = set()
     ordered: list[list[fx.Node]] = []
@@ -195,7 +208,8 @@ def _ordered(components: list[list[fx.Node]]) -> list[list[fx.Node]]:
             return
         done.add(k)
         for node in components[k]:
-            for needed in node.all_input_nodes:
+            for operand in node.all_input_nodes:
+                needed = back.get(operand, operand)
                 if needed in owner:
                     place(owner[needed])
         ordered.append(components[k])
@@ -249,7 +263,7 @@ def _part(
     if len(component) == 1:
         reason = why_not_merged(traced, component[0], stepping)
         if reason is None:
-            return Part("layer", nodes, name)
+            return Part("join" if joins(component[0]) else "layer", nodes, name)
         return Part(_alone(stepping), nodes, name, reason)
     return Part("step", nodes, name, "a connection runs backwards in time")
 
@@ -336,8 +350,11 @@ def _wanted(traced: Traced, neuron: fx.Node, words: Mapping[fx.Node, Any]) -> fr
     wanted: set[str] = set()
     own = {node for node in words if _root(node) is neuron}
     outputs = set(_nodes_in(traced.outputs))
+    back = pairs(traced.states, traced.returned)
     for node in own:
-        others = [u for u in node.users if u not in own and u.op != "output"]
+        takers = [node, *(placeholder for placeholder, value in back if value is node)]
+        users = [user for taker in takers for user in taker.users]
+        others = [user for user in users if user not in own and user.op != "output"]
         if node in outputs or others:
             wanted.update(_strings(words[node]))
     return frozenset(wanted)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from dynvision_snn.engine.tracing import Traced
+if TYPE_CHECKING:
+    from dynvision_snn.engine.tracing import Traced
 
 # Modules that treat the samples of a batch one by one, so that timesteps may be batched.
 SAMPLEWISE: tuple[type[nn.Module], ...] = (
@@ -31,13 +32,27 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 RANDOM = (*_DROPOUTS, nn.RReLU, nn.FeatureAlphaDropout)
 
-# Functions that work element by element, on tensors and numbers.
+# What yields a tensor of its own, and what may yield its input or a view of it.
+PASSES_ON: tuple[type[nn.Module], ...] = (*_DROPOUTS, nn.Identity, nn.Flatten, nn.Unflatten)
+MAKES_NEW: tuple[type[nn.Module], ...] = (
+    *_BATCH_NORMS, *(cls for cls in SAMPLEWISE if cls not in PASSES_ON),
+)  # fmt: skip
+
+# Functions that work element by element, on tensors and numbers, and so do as methods.
 _ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
     {
-        operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,
-        torch.add, torch.sub, torch.mul, torch.relu, torch.sigmoid, torch.tanh, F.relu,
+        operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow,
+        torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum,
+        torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.neg,
+        F.relu, F.leaky_relu, F.silu, F.softplus,
     }
 )  # fmt: skip
+_ELEMENTWISE_METHODS = frozenset(
+    {"add", "sub", "mul", "div", "pow", "neg", "abs", "exp", "relu", "sigmoid", "tanh"}
+)
+CONCATENATIONS: frozenset[Callable[..., Any]] = frozenset(
+    {torch.cat, torch.concat, torch.concatenate}
+)
 
 
 def is_random(node: fx.Node, module: nn.Module | None) -> bool:
@@ -55,6 +70,9 @@ def _is_silent(module: nn.Module) -> bool:
 def why_not_merged(traced: Traced, node: fx.Node, stepping: str) -> str | None:
     """Why a stateless node cannot take many timesteps as one batch."""
     module = traced.acting(node)
+    given = [a for a in node.all_input_nodes if a.op == "placeholder" and a is not traced.inputs]
+    if stepping == "sequence" and given:
+        return "it takes the state"
     if node in traced.repeated:
         stepping = "step"
     if module is None:
@@ -78,14 +96,10 @@ def why_not_merged(traced: Traced, node: fx.Node, stepping: str) -> str | None:
 
 
 def _why_function_not_merged(node: fx.Node, stepping: str) -> str | None:
-    if node.op == "get_attr":
+    if node.op == "get_attr" or joins(node):
         return None
-    tensors = [value for value in node.args if isinstance(value, fx.Node)]
-    numbers = [value for value in node.args if isinstance(value, int | float)]
-    if node.target in _ELEMENTWISE and len(tensors) + len(numbers) == len(node.args):
-        if not node.kwargs and sum(t.op != "get_attr" for t in tensors) == 1 == len(tensors):
-            return None
-        return "it joins several values"
+    if is_elementwise(node) and len(node.all_input_nodes) == 1:
+        return None
     flattens = node.target is torch.flatten or (
         node.op == "call_method" and node.target == "flatten"
     )
@@ -94,3 +108,20 @@ def _why_function_not_merged(node: fx.Node, stepping: str) -> str | None:
     return (
         f"{getattr(node.target, '__name__', node.target)} is not known to treat samples one by one"
     )
+
+
+def joins(node: fx.Node) -> bool:
+    """Whether a node joins several values in a way that can be done for all timesteps at once."""
+    if node.op == "call_function" and node.target in CONCATENATIONS:
+        tensors, *_ = node.args or (None,)
+        return isinstance(tensors, list | tuple) and all(isinstance(t, fx.Node) for t in tensors)
+    return is_elementwise(node) and len(node.all_input_nodes) > 1
+
+
+def is_elementwise(node: fx.Node) -> bool:
+    """Whether a node is a known function of tensors and numbers, element by element."""
+    known = (node.op == "call_function" and node.target in _ELEMENTWISE) or (
+        node.op == "call_method" and node.target in _ELEMENTWISE_METHODS
+    )
+    values = (*node.args, *node.kwargs.values())
+    return known and all(isinstance(value, fx.Node | int | float) for value in values)

@@ -81,9 +81,41 @@ def merged(function: Callable[[Tensor], Tensor], timed: Timed, *, small: bool) -
     if size >= n_distinct:
         parts = [function(values.flatten(0, 1))]
     else:
-        parts = [function(part.flatten(0, 1)) for part in values.split(size)]
+        # Not by `split`: nothing may write into a view that it gives, as a ReLU in place would.
+        cuts = range(0, n_distinct, size)
+        parts = [function(values[cut : cut + size].flatten(0, 1)) for cut in cuts]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return Timed(whole.unflatten(0, (n_distinct, batch)), timed.index)
+
+
+def aligned(timed: Sequence[Timed]) -> tuple[list[Tensor], Tensor | None]:
+    """The values of several over the same distinct ones, and their common index.
+
+    Where one has a single value for all timesteps it stays so, ``[1, B, ...]``.
+    """
+    several = [one for one in timed if one.values.shape[0] > 1]
+    if not several:
+        return [one.values for one in timed], timed[0].index
+    first = several[0].index
+    if all(_same(one.index, first) for one in several[1:]):
+        return [one.values for one in timed], first
+    if any(one.index is None for one in several):
+        return [one.over_time() if one in several else one.values for one in timed], None
+    rows = torch.stack([one.index for one in several if one.index is not None])
+    distinct, index = rows.unique(dim=1, return_inverse=True)
+    row_of = dict(zip(map(id, several), distinct, strict=True))
+
+    def taken(one: Timed) -> Tensor:
+        row = row_of.get(id(one))
+        return one.values if row is None else one.values[row.to(one.values.device)]
+
+    return [taken(one) for one in timed], index
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or torch.equal(one, other)
 
 
 def map_timed(function: Callable[[Timed], Any], value: Any) -> Any:

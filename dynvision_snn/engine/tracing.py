@@ -8,6 +8,7 @@ comes back to it at the next timestep.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from torch.fx.proxy import TraceError
 
 from dynvision_snn.adapters import Adapters, Layer
 from dynvision_snn.engine.calling import Calling
+from dynvision_snn.engine.in_place import WritingProxy, mark, seen_by_others, without_writing
 from dynvision_snn.engine.witness import left_as_found, witnessed
 from dynvision_snn.errors import DynvisionError
 
@@ -32,6 +34,10 @@ _UNTRACEABLE = (
     AttributeError,
     KeyError,
 )
+
+
+# The placeholders of states.
+_STATE = re.compile(r"\bstate_\d+\b")
 
 
 class Refusal(Exception):
@@ -99,8 +105,6 @@ def trace(
     if net in layers:
         raise Refusal("the model is a single layer")
     form, like = _forms(net, calling, layers, example)
-    if calling.by_name:
-        raise Refusal("its states are passed by name")
     with left_as_found(net.modules()), witnessed(net, ()):
         before = _attributes(net, layers)
         try:
@@ -119,7 +123,7 @@ def trace(
         raise Refusal(f"its forward writes {names}")
     if _steps(traced) != _steps(again):
         raise Refusal("its forward does not compute the same at every call")
-    alike = [step[:2] for step in _steps(fresh)] == [step[:2] for step in _steps(traced)]
+    alike = _steps(fresh) == [(*step[:2], _STATE.sub("None", step[2])) for step in _steps(traced)]
     traced = replace(traced, starts_alike=alike)
     _check_attributes(traced, layers)
     return traced
@@ -193,12 +197,28 @@ class _Tracer(fx.Tracer):
         self._thread = threading.get_ident()
         self._modes = _modes()
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """A node; what a graph would forget is refused."""
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *others: Any,
+        **named: Any,
+    ) -> fx.Node:
+        """A node that writes into nothing; what a graph would forget is refused."""
         changed = [name for name, mode in _modes().items() if mode != self._modes[name]]
         if changed:
             raise TraceError(f"it computes a part under {' and '.join(changed)}")
-        return super().create_node(*args, **kwargs)
+        target, kwargs, written = without_writing(kind, target, args, kwargs)
+        node = super().create_node(kind, target, args, kwargs, *others, **named)
+        if written is not None:
+            mark(node, written)
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy that tells when it is written into."""
+        return WritingProxy(node, self)
 
     def call_module(
         self,
@@ -233,7 +253,7 @@ class _Tracer(fx.Tracer):
 
     def traced(self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any) -> Traced:
         """Traces the forward with placeholders in the form of its states."""
-        wrapper = _Called(net, self, form, like)
+        wrapper = _Called(net, calling, self, form, like)
         with self._alone:
             graph = self.trace(wrapper)
         output = next(node for node in graph.nodes if node.op == "output").args[0]
@@ -244,12 +264,16 @@ class _Tracer(fx.Tracer):
             for node in graph.nodes
             if node.op == "call_module"
         }
+        repeated = {n: c for n, m in module_of.items() if (c := self._repeated(m)) is not None}
+        writes = seen_by_others(graph, {**module_of, **repeated})
+        if writes is not None:
+            raise Refusal(f"{writes.name} writes into a tensor that others may see")
         return Traced(
             wrapper,
             graph,
             module_of,
             {n: self._layers[m] for n, m in module_of.items() if m in self._layers},
-            {n: c for n, m in module_of.items() if (c := self._repeated(m)) is not None},
+            repeated,
             inputs,
             wrapper.placeholders,
             outputs,
@@ -272,9 +296,17 @@ def _modes() -> dict[str, Any]:
 class _Called(nn.Module):
     """Calls the model with states made of placeholders."""
 
-    def __init__(self, net: nn.Module, tracer: fx.Tracer, form: tuple[Any, ...], like: Any) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        calling: Calling,
+        tracer: fx.Tracer,
+        form: tuple[Any, ...],
+        like: Any,
+    ) -> None:
         super().__init__()
         self.net = net
+        self._calling = calling
         self._tracer = tracer
         self._form = form
         self._like = like
@@ -284,7 +316,7 @@ class _Called(nn.Module):
         """One call."""
         proxies = tuple(self._filled(value) for value in self._form)
         self.placeholders = tuple(_nodes(value) for value in proxies)
-        output = self.net(x, *(_fresh_containers(value) for value in proxies))
+        output = self._calling.call(self.net, x, [_fresh_containers(value) for value in proxies])
         return _unpacked(output, self._like)
 
     def _filled(self, value: Any) -> Any:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
-from dynvision_snn.engine.timed import PerStep, Timed
+from dynvision_snn.engine.in_place import writes_inside
+from dynvision_snn.engine.timed import PerStep, Timed, at_step
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,3 +66,32 @@ def looked_up(value: Any, values: Mapping[fx.Node, Any]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(looked_up(item, values) for item in value)
     return value
+
+
+def delayed(value: Any, first: Any, n_steps: int) -> Any:
+    """What was made at the timestep before, at each of `n_steps`; at the first of them, `first`."""
+    if isinstance(value, Timed) and isinstance(first, Tensor):
+        return Timed(torch.cat([first.unsqueeze(0), value.over_time()[:-1]]))
+    if isinstance(value, tuple) and hasattr(value, "_fields") and isinstance(first, tuple):
+        pairs = zip(value, first, strict=True)
+        return type(value)(*(delayed(item, start, n_steps) for item, start in pairs))
+    return PerStep((first, *(at_step(value, t) for t in range(n_steps - 1))))
+
+
+def computed(
+    node: fx.Node, now: Mapping[fx.Node, Any], module_of: Mapping[fx.Node, nn.Module]
+) -> Any:
+    """What `node` yields, given what the others did."""
+    module = module_of.get(node)
+
+    def given(operand: fx.Node) -> Any:
+        # One tensor may be the value of several timesteps.
+        return now[operand].clone() if writes_inside(module) else now[operand]
+
+    args, kwargs = map_arg(node.args, given), map_arg(node.kwargs, given)
+    if module is not None:
+        return module(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)

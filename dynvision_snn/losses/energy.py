@@ -76,7 +76,10 @@ class _Magnitude(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         """Differentiable itself."""
         (units,) = ctx.saved_tensors
-        return units.sgn() * (g / units.shape[2]).to(units.dtype).view(1, -1, 1), None
+        scale = (g / units.shape[2]).to(units.dtype).view(1, -1, 1)
+        signs = units.sgn()
+        # In place where nothing follows: at many timesteps at once, memory is what takes the time.
+        return signs * scale if torch.is_grad_enabled() else signs.mul_(scale), None
 
 
 class EnergyLoss(ListeningLoss):

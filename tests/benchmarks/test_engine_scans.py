@@ -2,7 +2,9 @@
 
 Run with ``pytest tests/benchmarks -s --benchmark-only``. Every row is measured in one run: the
 library's loop without energy, this package with the energy loss on, forward and backward. Times are
-the shortest of several; set ``OMP_NUM_THREADS`` to the cores that are free.
+the shortest of several; set ``OMP_NUM_THREADS`` to the cores that are free. Whether the system takes
+back memory between two runs, which the next has to ask for anew, takes a good part of the fastest:
+glibc is kept from it by ``MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648``.
 """
 
 from __future__ import annotations
@@ -169,7 +171,7 @@ def spikingjelly_multi_step(case: Case, inputs: Tensor) -> Callable[[], None] | 
     return run
 
 
-def shortest(run: Callable[[], None], repeats: int = 5) -> float:
+def shortest(run: Callable[[], None], repeats: int = 12) -> float:
     """In ms."""
     run()
     times = []
@@ -189,10 +191,10 @@ def test_speed(name: str, benchmark: Callable[..., object]) -> None:
     if case.spikes:
         inputs = (inputs < case.spikes).float()
     steps = [inputs] * case.steps if case.constant else list(inputs)
-    net = case.build()
-    planned = ours(net, case, inputs, "layer")
-    theirs = shortest(own_loop(net, steps))
-    stepped = shortest(ours(net, case, inputs, "step"))
+    # A net of its own for each: hooks of one would slow the others.
+    planned = ours(case.build(), case, inputs, "layer")
+    theirs = shortest(own_loop(case.build(), steps))
+    stepped = shortest(ours(case.build(), case, inputs, "step"))
     mine = shortest(planned)
     jelly = spikingjelly_multi_step(case, inputs)
     row = f"{name:34s} own loop {theirs:7.1f} ms, step {stepped:7.1f}, layer {mine:7.1f}"
