@@ -153,8 +153,12 @@ class Engine:
             lines.append("  the first timestep as it is: its forward makes its own first states")
         for part in self._plan.parts:
             if part.manner != "pick":
-                reason = f": {part.reason}" if part.reason else ""
-                lines.append(f"  {_MANNERS[part.manner]:<28} {part.name}{reason}")
+                manner, reason = part.manner, part.reason
+                if part in self._plan.as_it_is:
+                    manner = "step" if self._plan.stepping == "step" else "whole"
+                    reason = "its values have too few axes, or do not line up over time"
+                told = f": {reason}" if reason else ""
+                lines.append(f"  {_MANNERS[manner]:<28} {part.name}{told}")
         return "\n".join(lines)
 
 

@@ -90,7 +90,7 @@ class LayerRun:
         whole, key = self.values[picked_from(node)], node.args[1]
         if isinstance(whole, Timed | PerStep):
             # The neuron returned no tuple: these are entries of its spikes.
-            self._as_it_is(Part("step", (node,), node.name))
+            self._called(Part("step", (node,), node.name))
             return
         self.values[node] = getattr(whole, key) if isinstance(key, str) else whole[key]
 
@@ -136,6 +136,11 @@ class LayerRun:
             self.values[node] = value
 
     def _as_it_is(self, part: Part) -> None:
+        self.plan.as_it_is.add(part)
+        self._called(part)
+
+    def _called(self, part: Part) -> None:
+        """Runs a part as the model does."""
         (self.step if self.plan.stepping == "step" else self.whole)(part)
 
     def scan(self, part: Part) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -58,12 +58,15 @@ class LayerPlan:
         parts: the parts.
         stepping: whether the model is called once per timestep or once per run.
         signature: what the plan was made for; see `signature_of`.
+        as_it_is: parts that a run found to be of other axes than batching takes, and ran as the
+            model itself does.
     """
 
     traced: Traced
     parts: tuple[Part, ...]
     stepping: str
     signature: tuple[Any, ...]
+    as_it_is: set[Part] = field(default_factory=set)
 
     @property
     def is_worth_it(self) -> bool:

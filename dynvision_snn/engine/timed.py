@@ -99,17 +99,7 @@ def aligned(timed: Sequence[Timed]) -> tuple[list[Tensor], Tensor | None]:
     first = several[0].index
     if all(_same(one.index, first) for one in several[1:]):
         return [one.values for one in timed], first
-    if any(one.index is None for one in several):
-        return [one.over_time() if one in several else one.values for one in timed], None
-    rows = torch.stack([one.index for one in several if one.index is not None])
-    distinct, index = rows.unique(dim=1, return_inverse=True)
-    row_of = dict(zip(map(id, several), distinct, strict=True))
-
-    def taken(one: Timed) -> Tensor:
-        row = row_of.get(id(one))
-        return one.values if row is None else one.values[row.to(one.values.device)]
-
-    return [taken(one) for one in timed], index
+    return [one.over_time() if one in several else one.values for one in timed], None
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -484,7 +484,10 @@ def test_a_spike_flips_only_at_the_threshold(
     with torch.no_grad():
         for model in (step, auto):
             model(shown, presentation)
-    theirs, mine = listeners
+    check_flips_only_at_the_threshold(*listeners)
+
+
+def check_flips_only_at_the_threshold(theirs: Hears, mine: Hears) -> None:
     for layer in theirs.heard:
         other, one = theirs.values(layer)["output"], mine.values(layer)["output"]
         assert other is not None
