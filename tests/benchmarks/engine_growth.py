@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,6 +23,8 @@ import torch
 from matplotlib.ticker import FuncFormatter
 from test_engine_scans import Case, ours, own_loop, shortest
 from torch import nn
+
+Found = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,14 @@ SWEEPS = {
     "batch": (8, 32, 128, 512),
     "width": (100, 300, 1000, 3000),
 }
-COLOURS = {"snnTorch's own loop": "#D55E00", "layer engine, energy loss on": "#0072B2"}
+COLOURS = {
+    "snnTorch's own loop": "#D55E00",
+    "layer engine, energy loss on": "#0072B2",
+    "the same, recompute_every=20 ms": "#56B4E9",
+}
+
+# Of malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def net(width: int) -> nn.Module:
@@ -58,10 +68,19 @@ def runs(size: Size) -> dict[str, Callable[[], None]]:
             (
                 own_loop(case.build(), [inputs] * size.timesteps),
                 ours(case.build(), case, inputs, "layer"),
+                ours(case.build(), case, inputs, "layer", recompute_every=20.0),
             ),
             strict=True,
         )
     )
+
+
+def give_memory_back() -> None:
+    """From here on what is freed is given back, so that what a process holds is what it uses."""
+    libc = ctypes.CDLL("libc.so.6")
+    for setting, value in ((_MMAP_THRESHOLD, 1 << 16), (_TRIM_THRESHOLD, 0)):
+        if libc.mallopt(setting, value) != 1:
+            raise SystemExit("this system's malloc cannot be told to give memory back.")
 
 
 def peak_mib(run: Callable[[], None]) -> float:
@@ -82,32 +101,39 @@ def _resident(which: str) -> int:
     return int(found[1])
 
 
+def measured(what: str, how: Callable[[Callable[[], None]], float], unit: str) -> Found:
+    """Each kind of run at each size of a sweep."""
+    found: Found = {name: [] for name in COLOURS}
+    for size in SWEEPS[what]:
+        for name, run in runs(replace(Size(), **{what: size})).items():
+            found[name].append(how(run))
+            print(f"{what} {size:5d}  {name:32s} {found[name][-1]:8.1f} {unit}", flush=True)
+    return found
+
+
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     figure, axes = plt.subplots(
-        2, len(SWEEPS), figsize=(10, 5.6), layout="constrained", sharex="col", sharey="row"
+        2, len(SWEEPS), figsize=(10, 5.8), layout="constrained", sharex="col", sharey="row"
     )
-    for (what, sizes), (upper, lower) in zip(SWEEPS.items(), axes.T, strict=True):
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in COLOURS}
-        for size in sizes:
-            for name, run in runs(replace(Size(), **{what: size})).items():
-                ms, mib = shortest(run, repeats=3), peak_mib(run)
-                found[name].append((ms, mib))
-                print(f"{what} {size:5d}  {name:30s} {ms:8.1f} ms {mib:8.1f} MiB", flush=True)
-        for name, points in found.items():
-            for axis, values in zip((upper, lower), zip(*points, strict=True), strict=True):
-                axis.loglog(sizes, values, marker="o", markersize=4, color=COLOURS[name])
-                axis.lines[-1].set_label(name)
-        lower.set_xlabel({"timesteps": "timesteps (dt 1 ms)"}.get(what, what))
-        lower.set_xticks(sizes, [str(size) for size in sizes])
-        for axis in (upper, lower):
+    times = [measured(what, partial(shortest, repeats=3), "ms") for what in SWEEPS]
+    give_memory_back()
+    peaks = [measured(what, peak_mib, "MiB") for what in SWEEPS]
+    for row, results in zip(axes, (times, peaks), strict=True):
+        for axis, (what, sizes), found in zip(row, SWEEPS.items(), results, strict=True):
+            for name, values in found.items():
+                axis.loglog(sizes, values, "o-", markersize=4, color=COLOURS[name], label=name)
+            axis.set_xticks(sizes, [str(size) for size in sizes])
             axis.minorticks_off()
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(axis="y", color="0.9")
+            axis.set_xlabel({"timesteps": "timesteps (dt 1 ms)"}.get(what, what))
+            axis.label_outer()
     axes[0, 0].set_ylabel("training step (ms)")
     axes[1, 0].set_ylabel("peak memory (MiB)")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     size = Size()
     figure.suptitle(
         f"MLP 784-{size.width}-10, T {size.timesteps}, batch {size.batch} where not on the axis",

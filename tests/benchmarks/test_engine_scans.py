@@ -2,9 +2,9 @@
 
 Run with ``pytest tests/benchmarks -s --benchmark-only``. Every row is measured in one run: the
 library's loop without energy, this package with the energy loss on, forward and backward. Times are
-the shortest of several; set ``OMP_NUM_THREADS`` to the cores that are free. Whether the system takes
-back memory between two runs, which the next has to ask for anew, takes a good part of the fastest:
-glibc is kept from it by ``MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648``.
+the shortest of several; set ``OMP_NUM_THREADS`` to the cores that are free. Where the system takes
+back memory between two runs, asking for it anew takes a good part of the fastest; glibc is kept
+from it by ``MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from dynvision_snn.engine.choosing import EngineName
 from dynvision_snn.losses import EnergyLoss
 from dynvision_snn.model import wrap
 from dynvision_snn.presentation import Presentation
@@ -124,9 +125,15 @@ def own_loop(net: nn.Module, steps: Sequence[Tensor]) -> Callable[[], None]:
     return run
 
 
-def ours(net: nn.Module, case: Case, inputs: Tensor, engine: str) -> Callable[[], None]:
+def ours(
+    net: nn.Module,
+    case: Case,
+    inputs: Tensor,
+    engine: EngineName,
+    recompute_every: float | None = None,
+) -> Callable[[], None]:
     """One training step of a wrapped model, with the energy loss."""
-    model = wrap(net, dt=1.0, engine=engine)  # type: ignore[arg-type]
+    model = wrap(net, dt=1.0, engine=engine, recompute_every=recompute_every)
     energy = EnergyLoss(reduction="mean", p=1)
     energy.register_hooks(model)
     shown = [Presentation("1", dt=1.0, n_timesteps=case.steps)] if case.constant else []
