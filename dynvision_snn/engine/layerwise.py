@@ -67,6 +67,8 @@ class LayerRun:
                 self.values.pop(node, None)
         outputs = looked_up(traced.outputs, self.values)
         returned = looked_up(traced.returned, self.values)
+        if self.plan.stepping == "sequence":
+            return outputs, map_timed(Timed.over_time, returned)
         return outputs, last(returned)
 
     def _bring_later(self, part: Part) -> None:
@@ -101,12 +103,15 @@ class LayerRun:
             self.values[first] = _attribute(self.plan.traced.root, str(first.target))
             return
         traced = self.plan.traced
-        source = next(a for a in first.all_input_nodes if isinstance(self.values[a], Timed))
-        inputs: Timed = self.values[source]
-        if inputs.values.ndim < 3:
+        (source,) = first.all_input_nodes
+        inputs = self.values[source]
+        modules = {n: m for n in part.nodes if (m := traced.acting(n)) is not None}
+        if isinstance(inputs, Tensor) and not modules:
+            self._constant(part)
+            return
+        if not isinstance(inputs, Timed) or inputs.values.ndim < 3:
             self._as_it_is(part)
             return
-        modules = {n: m for n in part.nodes if (m := traced.acting(n)) is not None}
         heard: dict[fx.Node, tuple[list[Tensor], list[Tensor]]] = {
             node: ([], []) for node, module in modules.items() if self._watching(module)
         }
@@ -129,11 +134,19 @@ class LayerRun:
     def join(self, part: Part) -> None:
         """A function of several values, over the distinct ones."""
         (node,) = part.nodes
+        if all(isinstance(self.values[operand], Tensor) for operand in node.all_input_nodes):
+            self._constant(part)
+            return
         value = joined(node, self.values, self.plan.stepping)
         if value is None:
             self._as_it_is(part)
         else:
             self.values[node] = value
+
+    def _constant(self, part: Part) -> None:
+        """What is the same at every timestep, such as a function of parameters."""
+        for node in part.nodes:
+            self.values[node] = computed(node, self.values, {})
 
     def _as_it_is(self, part: Part) -> None:
         self.plan.as_it_is.add(part)
@@ -162,12 +175,15 @@ class LayerRun:
         spec = layer.adapter.scan_spec(layer.module)
         ran = scan(spec, inputs.values, index=inputs.index, state=start, keep=keep)
         layer.adapter.scan_finish(layer.module, ran.state)
-        values = {
-            "output": Timed(ran.output),
-            "membrane": kept(ran.membrane, ran.state.get("membrane")),
-            "current": kept(ran.current, ran.state.get("current")),
-            "spikes": Timed(ran.output),
-        }
+        values: dict[str, Any] = {"output": Timed(ran.output)}
+        if layer.traits.sequence:
+            values |= {"spikes": ran.output[-1], **ran.state}
+        else:
+            values |= {
+                "membrane": kept(ran.membrane, ran.state.get("membrane")),
+                "current": kept(ran.current, ran.state.get("current")),
+                "spikes": Timed(ran.output),
+            }
         self.values[node] = layer.adapter.scan_return(layer.module, values)
         for other in part.nodes:
             if other is not node:

@@ -109,6 +109,8 @@ def make_plan(
     stepping = calling.stepping
     if stepping == "sequence" and calling.time_axis != 0:
         raise Refusal("its time axis is not the first")
+    if stepping == "sequence" and not traced.starts_alike:
+        raise Refusal("its forward makes its own first states")
     _check_returned(traced)
     names = {module: name for name, module in net.named_modules()}
     words = _words(traced)
@@ -190,6 +192,7 @@ def _chained(parts: Sequence[Part]) -> list[Part]:
         feeds = (
             before is not None
             and before.manner == part.manner == "layer"
+            and before.nodes[0].op != "get_attr"
             and list(before.nodes[-1].users) == [part.nodes[0]]
         )
         if feeds and before is not None:
@@ -351,6 +354,8 @@ def _why_no_scan(
 def _wanted(traced: Traced, neuron: fx.Node, words: Mapping[fx.Node, Any]) -> frozenset[str]:
     """The state variables of `neuron` that others than itself need at every timestep."""
     wanted: set[str] = set()
+    if traced.layer_of[neuron].traits.sequence:
+        return frozenset()  # it returns the last state alone
     own = {node for node in words if _root(node) is neuron}
     outputs = set(_nodes_in(traced.outputs))
     back = pairs(traced.states, traced.returned)

@@ -50,6 +50,8 @@ JOINS: dict[str, Callable[[Any, int, Tensor, Tensor], Tensor]] = {
     "cat from behind": lambda net, k, h, skip: net.halves[k](torch.cat((skip, h), -1)),
     "parameter": lambda net, k, h, skip: h + net.shift,
     "row": lambda net, k, h, skip: net.row * h - skip,
+    "learned gate": lambda net, k, h, skip: h * torch.sigmoid(net.shift),
+    "two parameters": lambda net, k, h, skip: h + (net.shift - net.row),
     "number": lambda net, k, h, skip: 1 - h,
 }
 
@@ -299,8 +301,21 @@ class ByName(nn.Module):
         return out, syn, mem1, mem2
 
 
+class StartsWithANumber(nn.Module):
+    """Its first timestep takes a number in place of a state, in the same operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES), leaky(init_hidden=True, output=True)
+
+    def forward(self, x: Tensor, last_state: Any = None) -> tuple[Tensor, Tensor]:
+        h = self.fc(x)
+        _, mem = self.lif(h + (0.2 if last_state is None else last_state))
+        return mem, h
+
+
 @pytest.mark.parametrize("presentation", SHOWN.values(), ids=SHOWN.keys())
-@pytest.mark.parametrize("build", [Delayed, ByName])
+@pytest.mark.parametrize("build", [Delayed, ByName, StartsWithANumber])
 def test_states_that_are_passed_on(
     build: Callable[[], nn.Module], presentation: Presentation | None
 ) -> None:
@@ -311,6 +326,54 @@ def test_states_that_are_passed_on(
     whole = step(inputs).membrane
     first = layer(inputs[:3])
     check_close(torch.cat([first.membrane, layer(inputs[3:], state=first.state).membrane]), whole)
+
+
+SEQUENCES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "sum": lambda net, y, h: y + h + net.shift,
+    "in place": lambda net, y, h: operator.iadd(y, h),
+    "cat": lambda net, y, h: net.halves(torch.cat([y, h], dim=2)),
+    "cat of samples": lambda net, y, h: torch.cat([y, h], dim=1).unflatten(1, (2, -1)).sum(1),
+    "cat over time": lambda net, y, h: torch.cat([y[:1], h[1:]]),
+    "mean over time": lambda net, y, h: y + h.mean(0),
+    "mean over time, the axis kept": lambda net, y, h: y + h.mean(0, keepdim=True),
+}
+
+
+class Sequence(nn.Module):
+    """Takes all timesteps, and returns its states after them: of neurons, a GRU and its own."""
+
+    def __init__(self, join: str) -> None:
+        super().__init__()
+        self.join = join
+        p = norse.LIFParameters(v_th=torch.tensor(0.1))
+        self.enter, self.lif1 = nn.Linear(FEATURES, HIDDEN), norse.LIF(p)
+        self.way, self.halves = nn.Linear(HIDDEN, HIDDEN), nn.Linear(2 * HIDDEN, HIDDEN)
+        self.gru, self.lif2 = nn.GRU(HIDDEN, HIDDEN), norse.LIF(p)
+        self.out, self.readout = nn.Linear(HIDDEN, CLASSES), norse.LI()
+        self.shift = nn.Parameter(torch.rand(HIDDEN))
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, tuple[Any, ...]]:
+        s1, s2, s3, hidden, _ = (None,) * 5 if state is None else state
+        h = 10 * self.enter(x)
+        z, s1 = self.lif1(h, s1)
+        y, hidden = self.gru(SEQUENCES[self.join](self, self.way(z), h), hidden)
+        z, s2 = self.lif2(20 * y, s2)
+        v, s3 = self.readout(self.out(z), s3)
+        return v, (s1, s2, s3, hidden, 2 * s2.v)
+
+
+@pytest.mark.parametrize("presentation", SHOWN.values(), ids=SHOWN.keys())
+@pytest.mark.parametrize("join", SEQUENCES)
+def test_whole_sequences_join_too(join: str, presentation: Presentation | None) -> None:
+    step, layer = both(lambda: Sequence(join))
+    check_same(step, layer, (stimuli(presentation), presentation))
+    inputs = stimuli(None, 3)
+    whole = step(inputs).membrane
+    first = layer(inputs[:3])
+    for model in (step, layer):
+        rest = model(inputs[3:], state=first.state).membrane
+        if "over time" not in join:
+            check_close(torch.cat([first.membrane, rest]), whole)
 
 
 def test_values_are_brought_to_common_distinct_ones() -> None:
