@@ -129,8 +129,13 @@ def check_hooks(net: nn.Module, attachments: Sequence[Attachment]) -> None:
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if not isinstance(hook, LayerHook):
                 raise Refusal(f"a foreign hook on {name!r} wants every call of it")
-            if hook.attachment is not None and hook.attachment not in attachments:
-                raise Refusal(f"a listener on the bare model hears every call of {name!r}")
+            attachment = hook.attachment
+            listener = None if attachment is None else attachment.listener
+            if listener is not None and attachment not in attachments:
+                raise Refusal(
+                    f"{type(listener).__name__} on the bare model hears every call of {name!r}; "
+                    "on the wrapped one it is told of its runs"
+                )
         if module._backward_hooks or module._backward_pre_hooks:
             raise Refusal(f"a backward hook on {name!r} wants every call of it")
 

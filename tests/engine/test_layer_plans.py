@@ -433,8 +433,11 @@ def test_foreign_hooks_and_listeners_on_the_bare_model_hear_every_call() -> None
     energy = EnergyLoss(reduction="mean", p=1)
     energy.register_hooks(net)
     model(inputs)
-    assert "a listener on the bare model" in model.explain()
+    assert "EnergyLoss on the bare model hears every call of" in model.explain()
     energy.remove_hooks()
+    with EnergyMeter(model.net):
+        model(inputs)
+    assert "EnergyMeter on the bare model hears every call of" in model.explain()
     model(inputs)
     assert model.explain().startswith("layer by layer")
 
