@@ -125,17 +125,25 @@ def check_hooks(net: nn.Module, attachments: Sequence[Attachment]) -> None:
     Raises:
         Refusal: naming the module.
     """
-    for name, module in net.named_modules():
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            if not isinstance(hook, LayerHook):
-                raise Refusal(f"a foreign hook on {name!r} wants every call of it")
-            attachment = hook.attachment
-            listener = None if attachment is None else attachment.listener
-            if listener is not None and attachment not in attachments:
-                raise Refusal(
-                    f"{type(listener).__name__} on the bare model hears every call of {name!r}; "
-                    "on the wrapped one it is told of its runs"
-                )
+    modules = dict(net.named_modules())
+    hooks = [
+        (name, hook)
+        for name, module in modules.items()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    for name, hook in hooks:
+        attachment = hook.attachment if isinstance(hook, LayerHook) else None
+        listener = None if attachment is None else attachment.listener
+        if listener is not None and attachment not in attachments:
+            raise Refusal(
+                f"{type(listener).__name__} on the bare model hears every call of {name!r}; on the "
+                "wrapped one it is told of its runs"
+            )
+    # Afterwards, since a meter's own hook on the whole model is no more than a part of it.
+    for name, hook in hooks:
+        if not isinstance(hook, LayerHook):
+            raise Refusal(f"a foreign hook on {name!r} wants every call of it")
+    for name, module in modules.items():
         if module._backward_hooks or module._backward_pre_hooks:
             raise Refusal(f"a backward hook on {name!r} wants every call of it")
 
