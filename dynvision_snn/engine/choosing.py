@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapters
 from dynvision_snn.engine.calling import Calling
-from dynvision_snn.engine.layerwise import LayerRun, check_listeners
-from dynvision_snn.engine.plan import LayerPlan, check_hooks, make_plan, signature_of
+from dynvision_snn.engine.layerwise import LayerRun
+from dynvision_snn.engine.listeners import check_hooks, check_listeners
+from dynvision_snn.engine.plan import LayerPlan, make_plan, signature_of
 from dynvision_snn.engine.scans.backends import backend_for
 from dynvision_snn.engine.step import run_idle, run_steps
 from dynvision_snn.engine.timed import Timed, map_timed

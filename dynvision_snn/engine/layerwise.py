@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dynvision_snn.adapters import Call, Layer, Role
+from dynvision_snn.adapters import Call, Layer
 from dynvision_snn.engine.joining import joined
+from dynvision_snn.engine.listeners import presynaptic_of, shows_membrane
 from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
 from dynvision_snn.engine.products import linear
 from dynvision_snn.engine.samplewise import CONVOLUTIONAL
@@ -28,9 +29,8 @@ from dynvision_snn.engine.timed import (
     merged,
     stacked,
 )
-from dynvision_snn.engine.tracing import Refusal, Traced
+from dynvision_snn.engine.tracing import Traced
 from dynvision_snn.engine.values import bind, computed, delayed, kept, last, looked_up
-from dynvision_snn.finite import FiniteCheck
 from dynvision_snn.observation import Attachment, Observation, Run, Watched, is_recomputing
 
 
@@ -168,7 +168,7 @@ class LayerRun:
         }
         example = inputs.values[0]
         start = layer.adapter.scan_start(layer.module, Call((example, *args), kwargs, None))
-        heard = self._membrane_is_heard(layer) and _shows_membrane(layer)
+        heard = self._membrane_is_heard(layer) and shows_membrane(layer)
         keep = (
             {"spikes"} | (part.wants - {"output"}) | ({"membrane", "current"} if heard else set())
         )
@@ -188,7 +188,7 @@ class LayerRun:
         for other in part.nodes:
             if other is not node:
                 self._pick(other)
-        self._tell_scanned(layer, inputs, ran, start, shows=_shows_membrane(layer))
+        self._tell_scanned(layer, inputs, ran, start, shows=shows_membrane(layer))
 
     def step(self, part: Part) -> None:
         """A part as the model itself runs it, timestep by timestep."""
@@ -261,7 +261,7 @@ class LayerRun:
             listener = attachment.listener
             presynaptic: tuple[Tensor | None, ...] = ()
             if listener is not None and listener.hears_synapses:
-                presynaptic = _presynaptic(layer, shown, ran, start)
+                presynaptic = presynaptic_of(layer, shown, ran, start)
             observation = self._observation(
                 item,
                 shown,
@@ -305,48 +305,6 @@ _RUNNERS: Mapping[str, Callable[[LayerRun, Part], None]] = {
     "step": LayerRun.step,
     "whole": LayerRun.whole,
 }
-
-
-def check_listeners(plan: LayerPlan, attachments: Sequence[Attachment]) -> None:
-    """Refuses to run by layer what someone watches who could not be told.
-
-    Raises:
-        Refusal: naming the module.
-    """
-    told = {*plan.traced.module_of.values(), *plan.traced.repeated.values()}
-    for attachment in attachments:
-        for item in attachment.watched:
-            if item.module not in told and any(inside in told for inside in item.module.modules()):
-                by = " by check_finite=True" if isinstance(attachment.listener, FiniteCheck) else ""
-                name = item.name or "the model"
-                raise Refusal(f"{name} is observed{by}, and is traced through")
-
-
-def _shows_membrane(layer: Layer) -> bool:
-    """Whether a call of the layer would show its membrane at every timestep."""
-    if not layer.traits.sequence:
-        return True
-    values = dict.fromkeys(("output", "membrane", "current", "spikes"), torch.empty(0))
-    returned = layer.adapter.scan_return(layer.module, values)
-    reading = layer.adapter.read(layer.module, Call((), {}, returned))
-    spikes = layer.traits.role is Role.SPIKING
-    return bool(reading.state) or (spikes and reading.membrane is not None)
-
-
-def _presynaptic(
-    layer: Layer, inputs: Tensor, ran: Scanned, start: Mapping[str, Any]
-) -> tuple[Tensor | None, ...]:
-    """What the inner synapses received: the inputs, and the spikes of the timestep before."""
-    received: list[Tensor | None] = []
-    for synapses in layer.adapter.synapses(layer.module):
-        if synapses.name == "input":
-            received.append(inputs)
-        else:
-            spikes = ran.output.detach()
-            first = start.get("spikes")
-            first = torch.zeros_like(spikes[0]) if first is None else first.detach()
-            received.append(torch.cat([first.unsqueeze(0), spikes[:-1]]))
-    return tuple(received)
 
 
 def _laid_out(module: nn.Module, x: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from dynvision_snn.adapters import Call, Layer
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.samplewise import is_random, joins, why_not_merged
 from dynvision_snn.engine.tracing import Refusal, Traced
-from dynvision_snn.observation import Attachment, LayerHook
 
 Manner = Literal["layer", "join", "scan", "step", "whole", "pick"]
 """How a part runs: many timesteps as one batch, several values joined over all timesteps, one scan,
@@ -117,35 +116,6 @@ def make_plan(
     components = _components(traced, stepping)
     parts = [_part(traced, nodes, names, stepping, words) for nodes in components]
     return LayerPlan(traced, tuple(_chained(parts)), stepping, signature_of(net))
-
-
-def check_hooks(net: nn.Module, attachments: Sequence[Attachment]) -> None:
-    """Refuses a model with hooks other than those of `attachments`, who are told without calls.
-
-    Raises:
-        Refusal: naming the module.
-    """
-    modules = dict(net.named_modules())
-    hooks = [
-        (name, hook)
-        for name, module in modules.items()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    ]
-    for name, hook in hooks:
-        attachment = hook.attachment if isinstance(hook, LayerHook) else None
-        listener = None if attachment is None else attachment.listener
-        if listener is not None and attachment not in attachments:
-            raise Refusal(
-                f"{type(listener).__name__} on the bare model hears every call of {name!r}; on the "
-                "wrapped one it is told of its runs"
-            )
-    # Afterwards, since a meter's own hook on the whole model is no more than a part of it.
-    for name, hook in hooks:
-        if not isinstance(hook, LayerHook):
-            raise Refusal(f"a foreign hook on {name!r} wants every call of it")
-    for name, module in modules.items():
-        if module._backward_hooks or module._backward_pre_hooks:
-            raise Refusal(f"a backward hook on {name!r} wants every call of it")
 
 
 def _check_each_once(traced: Traced) -> None:

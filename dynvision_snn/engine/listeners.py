@@ -1,0 +1,87 @@
+"""Who watches a model, whether a plan can tell them all, and what it tells of a scanned neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynvision_snn.adapters import Call, Layer, Role
+from dynvision_snn.engine.plan import LayerPlan
+from dynvision_snn.engine.scans import Scanned
+from dynvision_snn.engine.tracing import Refusal
+from dynvision_snn.finite import FiniteCheck
+from dynvision_snn.observation import Attachment, LayerHook
+
+
+def check_hooks(net: nn.Module, attachments: Sequence[Attachment]) -> None:
+    """Refuses a model with hooks other than those of `attachments`, who are told without calls.
+
+    Raises:
+        Refusal: naming the module.
+    """
+    modules = dict(net.named_modules())
+    hooks = [
+        (name, hook)
+        for name, module in modules.items()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    for name, hook in hooks:
+        attachment = hook.attachment if isinstance(hook, LayerHook) else None
+        listener = None if attachment is None else attachment.listener
+        if listener is not None and attachment not in attachments:
+            raise Refusal(
+                f"{type(listener).__name__} on the bare model hears every call of {name!r}; on the "
+                "wrapped one it is told of its runs"
+            )
+    # Afterwards, since a meter's own hook on the whole model is no more than a part of it.
+    for name, hook in hooks:
+        if not isinstance(hook, LayerHook):
+            raise Refusal(f"a foreign hook on {name!r} wants every call of it")
+    for name, module in modules.items():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise Refusal(f"a backward hook on {name!r} wants every call of it")
+
+
+def check_listeners(plan: LayerPlan, attachments: Sequence[Attachment]) -> None:
+    """Refuses to run by layer what someone watches who could not be told.
+
+    Raises:
+        Refusal: naming the module.
+    """
+    told = {*plan.traced.module_of.values(), *plan.traced.repeated.values()}
+    for attachment in attachments:
+        for item in attachment.watched:
+            if item.module not in told and any(inside in told for inside in item.module.modules()):
+                by = " by check_finite=True" if isinstance(attachment.listener, FiniteCheck) else ""
+                name = item.name or "the model"
+                raise Refusal(f"{name} is observed{by}, and is traced through")
+
+
+def shows_membrane(layer: Layer) -> bool:
+    """Whether a call of the layer would show its membrane at every timestep."""
+    if not layer.traits.sequence:
+        return True
+    values = dict.fromkeys(("output", "membrane", "current", "spikes"), torch.empty(0))
+    returned = layer.adapter.scan_return(layer.module, values)
+    reading = layer.adapter.read(layer.module, Call((), {}, returned))
+    spikes = layer.traits.role is Role.SPIKING
+    return bool(reading.state) or (spikes and reading.membrane is not None)
+
+
+def presynaptic_of(
+    layer: Layer, inputs: Tensor, ran: Scanned, start: Mapping[str, Any]
+) -> tuple[Tensor | None, ...]:
+    """What the inner synapses received: the inputs, and the spikes of the timestep before."""
+    received: list[Tensor | None] = []
+    for synapses in layer.adapter.synapses(layer.module):
+        if synapses.name == "input":
+            received.append(inputs)
+        else:
+            spikes = ran.output.detach()
+            first = start.get("spikes")
+            first = torch.zeros_like(spikes[0]) if first is None else first.detach()
+            received.append(torch.cat([first.unsqueeze(0), spikes[:-1]]))
+    return tuple(received)
