@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from dynvision_snn.engine.choosing import EngineName
 from dynvision_snn.errors import ConfigError, DynvisionError, MissingExtraError
 
 try:
@@ -96,6 +97,13 @@ def compare(
     runs: Annotated[
         int, typer.Option(help="Trainings of each model, with as many seeds from --seed on.")
     ] = _DEFAULTS.runs,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="How models are run: auto and layer many timesteps at once, within a stated "
+            "tolerance (docs/engine.md); step as their libraries would, bit for bit."
+        ),
+    ] = _DEFAULTS.engine,
     profile: Annotated[
         list[str] | None,
         typer.Option(help="Hardware profile for energies; may be given several times."),
@@ -142,6 +150,7 @@ def compare(
         learning_rate=learning_rate,
         seed=seed,
         runs=runs,
+        engine=engine,
     )
     builders = {} if only else dict(BUILDERS)
     for text in model or []:

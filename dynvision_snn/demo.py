@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from dynvision_snn.adapters.demo_nets import HIDDEN_UNITS, norse_model, snntorch_model
 from dynvision_snn.comparison import DEFAULT_PROFILES, Comparison, compare
 from dynvision_snn.data import load_digits
+from dynvision_snn.engine.choosing import EngineName
 from dynvision_snn.errors import ConfigError
 from dynvision_snn.losses import build_criterion
 from dynvision_snn.model import TimedModel, wrap
@@ -43,6 +44,7 @@ class DemoSettings:
         learning_rate: of Adam, falling to 0 along a cosine.
         seed: of weights and of the order of images.
         runs: how often each model is trained, with `seed` and the seeds after it.
+        engine: how models are run; see `wrap`. A builder that wraps its model says so itself.
     """
 
     pattern: str = "0111111100"
@@ -55,6 +57,7 @@ class DemoSettings:
     learning_rate: float = 5e-3
     seed: int = 0
     runs: int = 1
+    engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("runs", self.runs)):
@@ -152,7 +155,9 @@ def _trained(
 ) -> TimedModel:
     torch.manual_seed(seed)
     net = build(settings.dt)
-    model = net if isinstance(net, TimedModel) else wrap(net, dt=settings.dt)
+    model = (
+        net if isinstance(net, TimedModel) else wrap(net, dt=settings.dt, engine=settings.engine)
+    )
     loader = DataLoader(
         training_set,
         settings.batch_size,
