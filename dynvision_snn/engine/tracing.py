@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynvision_snn.adapters import Adapters, Layer
 from dynvision_snn.engine.calling import Calling
@@ -106,7 +107,7 @@ def trace(
         raise Refusal("the model is a single layer")
     form, like = _forms(net, calling, layers, example)
     with left_as_found(net.modules()), witnessed(net, ()):
-        before = _attributes(net, layers)
+        before = _attributes(net)
         try:
             # Under both gradient modes: a forward that sets one is told from one that does not.
             with torch.enable_grad():
@@ -117,7 +118,7 @@ def trace(
         except (*_UNTRACEABLE, DynvisionError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise Refusal(f"its forward cannot be traced ({reason})") from error
-        written = before.keys() ^ _attributes(net, layers).keys()
+        written = before.keys() ^ _attributes(net).keys()
     if written:
         names = ", ".join(sorted({name for name, *_ in written}))
         raise Refusal(f"its forward writes {names}")
@@ -160,20 +161,22 @@ def _steps(traced: Traced) -> list[tuple[str, Any, str]]:
     return [(node.op, node.target, f"{node.args} {node.kwargs}") for node in traced.nodes]
 
 
-def _attributes(
-    net: nn.Module, layers: Mapping[nn.Module, Layer]
-) -> dict[tuple[str, int, int], Any]:
-    """What the model's own modules hold besides their parameters, told apart by identity."""
-    own = [(name, module) for name, module in net.named_modules() if module not in layers]
+def _attributes(net: nn.Module) -> dict[tuple[str, int, int], Any]:
+    """What the modules hold besides their parameters, told apart by identity and version.
+
+    Neurons do not run while a forward is traced: what changes in them, the forward wrote.
+    """
     return {
-        (f"{name}.{key}" if name else key, id(value), _size(value)): value
-        for name, module in own
+        (f"{name}.{key}" if name else key, id(value), _version(value)): value
+        for name, module in net.named_modules()
         for key, value in [*vars(module).items(), *module._buffers.items()]
         if key not in _TORCHS_OWN
     }
 
 
-def _size(value: Any) -> int:
+def _version(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return 0 if value.is_inference() else value._version
     return len(value) if isinstance(value, dict | list | set) else 0
 
 
@@ -254,7 +257,7 @@ class _Tracer(fx.Tracer):
     def traced(self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any) -> Traced:
         """Traces the forward with placeholders in the form of its states."""
         wrapper = _Called(net, calling, self, form, like)
-        with self._alone:
+        with self._alone, _WithoutValues():
             graph = self.trace(wrapper)
         output = next(node for node in graph.nodes if node.op == "output").args[0]
         outputs, returned = calling.split(_thawed(output))
@@ -279,6 +282,25 @@ class _Tracer(fx.Tracer):
             outputs,
             returned,
         )
+
+
+class _WithoutValues(TorchDispatchMode):
+    """Refuses looks at a tensor's values, which are not those of a run while it is traced."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """An operation on tensors."""
+        if func in _LOOKS:
+            raise TraceError("it looks at the values of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+_LOOKS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.equal.default,
+)
 
 
 def _modes() -> dict[str, Any]:

@@ -390,9 +390,60 @@ def test_a_part_under_another_mode_keeps_it(build: Callable[[], nn.Module], reas
         assert one.grad is None or torch.equal(one.grad, other.grad)
 
 
+class Writes(nn.Module):
+    """Changes what a neuron holds, between its calls."""
+
+    def __init__(self, write: Callable[[nn.Module], None]) -> None:
+        super().__init__()
+        self.write = write
+        self.fc1, self.lif1 = nn.Linear(FEATURES, 6), snn.Leaky(0.9, init_hidden=True)
+        self.fc2, self.lif2 = nn.Linear(6, CLASSES), snn.Leaky(0.9, init_hidden=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.lif1(self.fc1(x))
+        self.write(self)
+        return self.lif2(self.fc2(spikes))
+
+
+def halves(net: Any) -> None:
+    net.lif1.mem = 0.5 * net.lif1.mem
+
+
+def halves_in_place(net: Any) -> None:
+    with torch.no_grad():
+        net.lif1.mem.mul_(0.5)
+
+
+def charges_the_next(net: Any) -> None:
+    net.lif2.mem = net.lif2.mem + 0.3
+
+
+def looks(net: Any) -> None:
+    if net.lif1.mem.sum() > 1.0:
+        net.fc2.bias.data.zero_()
+
+
+def adapts(net: Any) -> None:
+    net.lif1.threshold = net.lif1.threshold + 0.1
+
+
+@pytest.mark.parametrize("write", [halves, halves_in_place, charges_the_next, adapts, looks])
+def test_what_a_forward_writes_into_its_neurons_is_written(write: Any) -> None:
+    nets = [Writes(write), Writes(write)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    inputs = 3 * torch.rand(6, BATCH, FEATURES)
+    runs = []
+    for net, engine in zip(nets, ("step", "auto"), strict=True):
+        model = wrap(net, dt=DT, engine=engine, readout="lif2")
+        with torch.no_grad():
+            runs.append(model(inputs).membrane)
+    assert torch.equal(*runs)
+    assert ("looks at the values" if write is looks else "writes lif") in model.explain()
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "logs": (Logs, "writes calls"),
-    "noisy": (Noisy, "does not compute the same at every call"),
+    "noisy": (Noisy, "looks at the values of a tensor"),
     "fades": (FadesItsState, "a connection runs backwards in time|is not the one"),
     "two dropouts": (two_dropouts, "draw their random numbers in another order"),
 }
