@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Multiplications of the dense product that make a look at its input worth it.
+# Multiplications of the dense product that make a look at its input worth it, and units below which
+# a dense product is as fast.
 _WORTH = 1 << 26
+_FEW = 256
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -36,6 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if (
         x.ndim == weight.ndim == 2
         and x.numel() * weight.shape[0] >= _WORTH
+        and weight.shape[0] >= _FEW
         and x.is_contiguous()
         and x.dtype is weight.dtype is torch.float32
         and x.device.type == weight.device.type == "cpu"

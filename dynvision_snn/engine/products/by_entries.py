@@ -10,7 +10,7 @@ from torch.autograd.function import Function, once_differentiable
 from dynvision_snn.engine.products.entries import Entries, entries_of
 
 # The share of entries up to which sums over them were faster than dense products, measured on two
-# cores with AVX2 for 256 to 1000 units; the table is in docs/engine.md.
+# cores for 256 to 1000 units; the table is in docs/engine.md.
 MOST = 0.1
 
 
