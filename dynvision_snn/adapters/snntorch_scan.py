@@ -50,7 +50,7 @@ def why_not(module: Any) -> str | None:
     if isinstance(module, snn.Lapicque) and isinstance(module.beta, nn.Parameter):
         return "snnTorch's Lapicque does not learn its beta"
     if isinstance(module, snn.RLeaky) and _recurrence(module) is None:
-        return "its recurrent connection is neither a Linear nor one to one"
+        return "its recurrent connection is neither a square Linear nor one to one"
     if any(value.dtype == torch.float64 and value.ndim > 0 for value in _own(module)):
         return "its parameters are float64, and would make its membrane so"
     return None
@@ -117,6 +117,8 @@ def _lapicque_gains(module: Any) -> tuple[Tensor, ...]:
 def _recurrence(module: Any) -> Recurrence | None:
     connection = module.recurrent
     if isinstance(connection, nn.Linear):
+        if connection.weight.shape[0] != connection.weight.shape[1]:
+            return None
         return Recurrence(connection.weight, connection.bias)
     if isinstance(connection, nn.Conv2d):
         return None

@@ -20,6 +20,7 @@ from dynvision_snn.losses import EnergyLoss
 
 pytest.importorskip("numba")
 
+from dynvision_snn.engine.products import by_entries
 from dynvision_snn.engine.products.by_entries import MOST, linear_by_entries
 from dynvision_snn.engine.products.entries import entries_of
 
@@ -96,6 +97,18 @@ def test_what_is_not_finite_spreads_as_in_a_dense_product(value):
     assert torch.equal(linear_by_entries(x, weight, b).isnan(), F.linear(x, weight, b).isnan())
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
+def test_the_weight_gradient_alone(share, value, monkeypatch):
+    monkeypatch.setattr(products, "_WORTH", 1)
+    x, _, _, g = drawn(600, 70, 256, share, 2, signed=True)
+    x, g = x.detach(), g + 0.0
+    g[7, 3] = value
+    found = products.weight_gradient(g, x)
+    expected = g.double().t() @ x.double()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4, equal_nan=True)
+
+
 def test_many_entries_are_multiplied_densely():
     x, weight, b, _ = drawn(300, 40, 8, 0.5, 1)
     assert linear_by_entries(x, weight, b) is None
@@ -127,7 +140,7 @@ def test_models_on_sparse_spikes_are_the_step_engines(build, monkeypatch):
         used.append(found is not None)
         return found
 
-    monkeypatch.setattr(products, "_loaded", lambda: noting)
+    monkeypatch.setattr(by_entries, "linear_by_entries", noting)
     torch.manual_seed(0)
     net = build()
     with torch.no_grad():

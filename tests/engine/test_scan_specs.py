@@ -50,6 +50,12 @@ def _custom_surrogate() -> nn.Module:
     return snn.Leaky(0.9, spike_grad=surrogate.custom_surrogate(lambda x, g, s: g))
 
 
+def _broadcast_recurrence() -> nn.Module:
+    neuron = snn.RLeaky(0.9, linear_features=3)
+    neuron.recurrent = nn.Linear(3, 1)
+    return neuron
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], str | None], str]] = {
     "subclass": (lambda: OwnLeaky(0.9), snntorch_scan.why_not, "no scan is written for OwnLeaky"),
     "Alpha": (lambda: snn.Alpha(0.9, 0.8), snntorch_scan.why_not, "Alpha"),
@@ -69,6 +75,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], str | No
         snntorch_scan.why_not,
         "recurrent connection",
     ),
+    "broadcast": (_broadcast_recurrence, snntorch_scan.why_not, "neither a square Linear"),
     "Lapicque": (
         lambda: snn.Lapicque(beta=0.9, learn_beta=True),
         snntorch_scan.why_not,

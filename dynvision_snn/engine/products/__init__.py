@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,27 +36,57 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     tensor([[1.5000],
             [2.5000]])
     """
-    if (
-        x.ndim == weight.ndim == 2
-        and x.numel() * weight.shape[0] >= _WORTH
-        and weight.shape[0] >= _FEW
-        and x.is_contiguous()
-        and x.dtype is weight.dtype is torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-    ):
+    if x.ndim == weight.ndim == 2 and _worth(x, weight, len(weight)):
         by_entries = _loaded()
-        found = None if by_entries is None else by_entries(x, weight, bias)
+        found = None if by_entries is None else by_entries.linear_by_entries(x, weight, bias)
         if found is not None:
             return found
     return F.linear(x, weight, bias)
 
 
+def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
+    """``g.t() @ x``, by the entries of `x` that are not 0 where they are few.
+
+    Args:
+        g: the gradient of what `x` led to, ``[N, units]``.
+        x: ``[N, features]``.
+
+    Returns:
+        ``[units, features]``, without a graph.
+
+    >>> weight_gradient(torch.ones(2, 1), torch.eye(2))
+    tensor([[1., 1.]])
+    """
+    if _worth(x, g, g.shape[1]) and g.is_contiguous():
+        by_entries = _loaded()
+        found = None if by_entries is None else by_entries.weight_gradient_by_entries(g, x)
+        if found is not None:
+            return found
+    return g.t() @ x
+
+
+def _worth(x: Tensor, other: Tensor, units: int) -> bool:
+    """Whether to look at the entries of `x`, whose dense product with `other` has `units`."""
+    return (
+        x.numel() * units >= _WORTH
+        and units >= _FEW
+        and x.is_contiguous()
+        and x.dtype is other.dtype is torch.float32
+        and x.device.type == other.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _ByEntries(Protocol):
+    """What `by_entries` offers."""
+
+    linear_by_entries: Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
+    weight_gradient_by_entries: Callable[[Tensor, Tensor], Tensor | None]
+
+
 @cache
-def _loaded() -> Callable[[Tensor, Tensor, Tensor | None], Tensor | None] | None:
+def _loaded() -> _ByEntries | None:
     """What multiplies by entries, where numba is installed; it takes half a second to load."""
     if find_spec("numba") is None:
         return None
-    by_entries = import_module("dynvision_snn.engine.products.by_entries")
-    found: Callable[..., Tensor | None] = by_entries.linear_by_entries
-    return found
+    return cast(_ByEntries, import_module("dynvision_snn.engine.products.by_entries"))

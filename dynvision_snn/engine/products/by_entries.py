@@ -27,6 +27,14 @@ def linear_by_entries(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor 
     return product
 
 
+def weight_gradient_by_entries(g: Tensor, x: Tensor) -> Tensor | None:
+    """``g.t() @ x`` for float32 on the CPU; None where a dense product is to do it."""
+    entries = entries_of(x, MOST)
+    if entries is None or not bool(g.sum().isfinite()):
+        return None
+    return entries.transposed_times(g).t()
+
+
 class _Linear(Function):
     """Keeps the entries of its input alone, and not the input."""
 

@@ -28,7 +28,8 @@ def add_one(a, row, total):
 
 
 @inner
-def _add_listed(places, values, first, last, dense, left, right, total):
+def add_listed(places, values, first, last, dense, left, right, total):
+    """Adds the columns ``left:right`` of the rows listed from `first` up to `last`."""
     k = first
     while k + 4 <= last:
         add_four(
@@ -58,9 +59,22 @@ def add_product(heads, places, values, dense, out, start, stop, width):
     for left in range(0, out.shape[1], width):
         right = min(left + width, out.shape[1])
         for r in range(start, stop):
-            _add_listed(
+            add_listed(
                 places, values, heads[r], heads[r + 1], dense, left, right, out[r, left:right]
             )
+
+
+@inner
+def listed(row, places, values):
+    """Lists the entries of a row that are not 0, and returns how many they are."""
+    zero = np.float32(0)
+    k = np.int64(0)
+    for j in range(row.size):
+        value = row[j]
+        places[k] = j
+        values[k] = value
+        k += np.int64(value != zero)
+    return k
 
 
 @outer

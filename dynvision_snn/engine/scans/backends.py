@@ -1,6 +1,6 @@
 """Which code runs a scan: compiled for the CPU, compiled for CUDA, or torch operations in a loop.
 
-All three offer the same three functions on flat lanes (``lanes = B * units``); see `Backend`.
+All three offer the same functions on flat lanes (``lanes = B * units``); see `Backend`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,32 @@ class Backend(Protocol):
     `recurrent`, ``[T, lanes]``, comes on top. `parameters` are ``[1]`` or ``[lanes]``, in the order
     of `rule.parameters_of`. The state `u` (and the current `i`), ``[lanes]``, is left as it is
     after the last timestep; what is `wanted` is written.
+    """
+
+    forward_joined: (
+        Callable[
+            [
+                Rule,
+                Tensor,
+                Tensor,
+                Tensor,
+                Tensor,
+                Tensor,
+                tuple[Tensor, ...],
+                Tensor,
+                Tensor | None,
+                Wanted,
+            ],
+            None,
+        ]
+        | None
+    )
+    """``forward_joined(rule, index, x, z, sends, bias, parameters, u, i, wanted)``.
+
+    As `forward`, for a neuron whose spikes come back through a matrix, row j of `sends` being what
+    unit j sends to each, summed over the units that spiked; `bias` is ``[units]``. `z` are the
+    spikes before, ``[lanes]``; all parameters are, too, and the spikes are wanted. None where a
+    dense product for each timestep is faster.
     """
 
     backward: Callable[

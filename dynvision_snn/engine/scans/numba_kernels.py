@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dynvision_snn.engine.products.kernels import add_listed, listed
 from dynvision_snn.jit import inner, outer
 
 
@@ -227,6 +228,56 @@ def _learn_value(v, threshold, h, out):
         out[j] = out[j] + np.float32(v[j] - threshold[j] > np.float32(0)) * h[j]
 
 
+@inner
+def _timestep(
+    words,
+    drive,
+    back,
+    rate,
+    threshold,
+    value,
+    synapse_rate,
+    leak,
+    reset_value,
+    u,
+    i,
+    v,
+    fired,
+    before,
+    membrane,
+    current,
+):
+    """One timestep, from the input `drive` and what comes `back`, into what is wanted.
+
+    Rows without size stand for what there is not, or is not wanted.
+    """
+    update, synapse, reset_before, reset_after = words
+    has_recurrent = back.size > 0
+    if synapse == 1:
+        for j in range(i.size):
+            i[j] = synapse_rate[j] * i[j] + drive[j]
+        drive = i
+    elif synapse == 2:
+        _add(drive, i)
+        if has_recurrent:
+            _add(back, i)
+        drive = i
+    joins = has_recurrent and synapse == 0
+    _update(update, reset_before, u, drive, back, joins, rate, threshold, leak, v)
+    if synapse == 2:
+        for j in range(i.size):
+            i[j] = i[j] + synapse_rate[j] * i[j]
+    if fired.size > 0:
+        _fire(v, threshold, value, fired)
+    if before.size > 0:
+        _copy(v, before)
+    _reset(reset_after, v, threshold, reset_value, u)
+    if membrane.size > 0:
+        _copy(u, membrane)
+    if current.size > 0:
+        _copy(i, current)
+
+
 @outer
 def forward(
     start,
@@ -253,46 +304,87 @@ def forward(
 
     `at` is where `before`, `membrane` and `current` hold the first of these lanes.
     """
-    update, synapse, reset_before, reset_after = words
     stop = start + u.size
     end = at + u.size
-    has_recurrent = recurrent.shape[0] > 0
     for t in range(index.size):
-        drive = x[index[t], start:stop]
-        back = recurrent[t, start:stop] if has_recurrent else drive
-        if synapse == 1:
-            for j in range(i.size):
-                i[j] = synapse_rate[j] * i[j] + drive[j]
-            drive = i
-        elif synapse == 2:
-            _add(drive, i)
-            if has_recurrent:
-                _add(back, i)
-            drive = i
-        _update(
-            update,
-            reset_before,
-            u,
-            drive,
-            back,
-            has_recurrent and synapse == 0,
+        _timestep(
+            words,
+            x[index[t], start:stop],
+            recurrent[t, start:stop],
             rate,
             threshold,
+            value,
+            synapse_rate,
             leak,
+            reset_value,
+            u,
+            i,
             v,
+            spikes[t, start:stop],
+            before[t, at:end],
+            membrane[t, at:end],
+            current[t, at:end],
         )
-        if synapse == 2:
-            for j in range(i.size):
-                i[j] = i[j] + synapse_rate[j] * i[j]
-        if spikes.shape[0] > 0:
-            _fire(v, threshold, value, spikes[t, start:stop])
-        if before.shape[0] > 0:
-            _copy(v, before[t, at:end])
-        _reset(reset_after, v, threshold, reset_value, u)
-        if membrane.shape[0] > 0:
-            _copy(u, membrane[t, at:end])
-        if current.shape[0] > 0:
-            _copy(i, current[t, at:end])
+
+
+@outer
+def forward_joined(
+    first,
+    last,
+    words,
+    index,
+    x,
+    sends,
+    bias,
+    rate,
+    threshold,
+    value,
+    synapse_rate,
+    leak,
+    reset_value,
+    u,
+    i,
+    z,
+    spikes,
+    before,
+    membrane,
+    current,
+):
+    """All timesteps of the samples `first` up to `last`, whose spikes come back through a matrix.
+
+    Row j of `sends` is what unit j sends to each; `z` are the spikes before the first timestep.
+    """
+    units = sends.shape[0]
+    v = np.empty(units, np.float32)
+    back = np.empty(units, np.float32)
+    places = np.empty(units, np.int32)
+    values = np.empty(units, np.float32)
+    for sample in range(first, last):
+        a = sample * units
+        b = a + units
+        sent = z[a:b]
+        for t in range(index.size):
+            _copy(bias, back)
+            add_listed(places, values, 0, listed(sent, places, values), sends, 0, units, back)
+            sent = spikes[t, a:b]
+            _timestep(
+                words,
+                x[index[t], a:b],
+                back,
+                rate[a:b],
+                threshold[a:b],
+                value[a:b],
+                synapse_rate[a:b],
+                leak[a:b],
+                reset_value[a:b],
+                u[a:b],
+                i[a:b],
+                v,
+                sent,
+                before[t, a:b],
+                membrane[t, a:b],
+                current[t, a:b],
+            )
 
 
 @outer

@@ -64,6 +64,38 @@ def forward(
     _shared_out(share, u.numel(), len(rows_of_x))
 
 
+def forward_joined(
+    rule: Rule,
+    index: Tensor,
+    x: Tensor,
+    z: Tensor,
+    sends: Tensor,
+    bias: Tensor,
+    parameters: tuple[Tensor, ...],
+    u: Tensor,
+    i: Tensor | None,
+    wanted: Wanted,
+) -> None:
+    """Runs all timesteps, changing the state `u`, `i` in place; see `backends.Backend`."""
+    arguments = (
+        (int(rule.update), int(rule.synapse), int(rule.before), int(rule.after)),
+        index.numpy(),
+        x.numpy(),
+        sends.numpy(),
+        bias.numpy(),
+        *(p.numpy() for p in parameters),
+        u.numpy(),
+        _vector(i),
+        z.numpy(),
+        *(_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)),
+    )
+
+    def share(start: int, stop: int) -> None:
+        kernels.forward_joined(start, stop, *arguments)
+
+    in_parallel(share, u.numel() // len(bias), u.numel() * len(index) / _PER_THREAD)
+
+
 def backward(
     rule: Rule,
     index: Tensor,

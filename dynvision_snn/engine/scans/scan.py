@@ -55,8 +55,9 @@ def scan(
 ) -> Scanned:
     """Runs a neuron through all timesteps.
 
-    Its forward is the library's own recursion, in the same order of operations; the gradient is the
-    library's surrogate gradient, without a second derivative.
+    Its forward is the library's own recursion, in the same order of operations; only what comes
+    back through a recurrent matrix may be summed in another (over the units that spiked). The
+    gradient is the library's surrogate gradient, without a second derivative.
 
     Args:
         spec: the neuron.
@@ -69,7 +70,7 @@ def scan(
         backend_name: who computes it; by default the fastest one there is for the inputs.
 
     Raises:
-        WrapError: for an unknown output or a state that does not fit the inputs.
+        WrapError: for an unknown output; for a state or a recurrent matrix that does not fit.
 
     >>> from dynvision_snn.adapters.scan_spec import ScanSpec, Update
     >>> integrator = ScanSpec(Update.DECAY, rate=torch.tensor(0.5))
@@ -95,7 +96,13 @@ def scan(
     if recurrence is not None:
         z0 = _first(state, "spikes", None, shape, x)
         weight = recurrence.weight
-        weight = expanded(weight, 0.0, shape, x) if recurrence.diagonal else weight
+        if recurrence.diagonal:
+            weight = expanded(weight, 0.0, shape, x)
+        elif weight.shape != (shape[-1], shape[-1]):
+            raise WrapError(
+                f"the recurrent weight has shape {list(weight.shape)}; expected "
+                f"{[shape[-1], shape[-1]]}, since its input has {shape[-1]} units."
+            )
         tensors += [z0, weight, recurrence.bias]
     needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     plan = Plan(

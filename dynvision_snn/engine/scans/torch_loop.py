@@ -66,6 +66,9 @@ def forward(
             wanted.current[t] = i
 
 
+forward_joined = None
+
+
 def backward(
     rule: Rule,
     index: Tensor,

@@ -49,6 +49,9 @@ def forward(
         )
 
 
+forward_joined = None
+
+
 def backward(
     rule: Rule,
     index: Tensor,
