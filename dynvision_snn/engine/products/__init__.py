@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynvision_snn.engine.products import dense
+
 # Multiplications of the dense product that make a look at its input worth it, and units below which
 # a dense product is as fast.
 _WORTH = 1 << 26
@@ -21,8 +23,8 @@ _FEW = 256
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, by the entries of `x` that are not 0 where they are few.
 
-    Where they are not, or no compiler for the CPU is installed, it is ``F.linear`` itself. Sums are
-    rounded in another order than in a dense product.
+    Where they are not, or no compiler for the CPU is installed, it is a dense product. Sums are
+    rounded in another order than in ``F.linear``.
 
     Args:
         x: ``[N, features]``.
@@ -30,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias: ``[units]``.
 
     Returns:
-        ``[N, units]``; without a second derivative where it is by entries.
+        ``[N, units]``; without a second derivative where it is not ``F.linear``.
 
     >>> linear(torch.eye(2), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]))
     tensor([[1.5000],
@@ -41,6 +43,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         found = None if by_entries is None else by_entries.linear_by_entries(x, weight, bias)
         if found is not None:
             return found
+    if x.ndim == weight.ndim == 2:
+        return dense.linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -62,7 +66,7 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
         found = None if by_entries is None else by_entries.weight_gradient_by_entries(g, x)
         if found is not None:
             return found
-    return g.t() @ x
+    return dense.times(g.t(), x)
 
 
 def _worth(x: Tensor, other: Tensor, units: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from dynvision_snn.engine.products.dense import times
 from dynvision_snn.engine.products.entries import Entries, entries_of
 
 # The share of entries up to which sums over them were faster than dense products, measured on two
@@ -59,7 +60,7 @@ class _Linear(Function):
         weight, heads, places, values = ctx.saved_tensors
         entries = Entries(heads, places, values, ctx.n_columns)
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        g_x = g @ weight if needs_x else None
+        g_x = times(g, weight) if needs_x else None
         g_bias = g.sum(0) if needs_bias or needs_weight else None
         g_weight = None
         if needs_weight:
@@ -68,5 +69,5 @@ class _Linear(Function):
                 g_weight = entries.transposed_times(g.contiguous()).t()
             else:
                 # What is not finite spreads in a dense product, 0 times it being NaN.
-                g_weight = g.t() @ entries.dense()
+                g_weight = times(g.t(), entries.dense())
         return g_x, g_weight, g_bias if needs_bias else None, None

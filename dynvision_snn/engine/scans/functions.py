@@ -21,6 +21,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from dynvision_snn.adapters.scan_spec import SurrogateKind
 from dynvision_snn.engine.products import weight_gradient
+from dynvision_snn.engine.products.dense import times
 from dynvision_snn.engine.scans.backends import Backend
 from dynvision_snn.engine.scans.rule import N_LEARNABLE, Given, Rule, Wanted
 
@@ -246,7 +247,7 @@ def _sent(z: Tensor, weight: Tensor, bias: Tensor | None, shape: torch.Size) -> 
 def _received(g: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of those spikes, ``[lanes]``."""
     if weight.ndim == 2:
-        return torch.matmul(g.view(shape), weight).view(-1)
+        return times(g.view(-1, shape[-1]), weight).view(-1)
     return g * weight
 
 
