@@ -21,8 +21,10 @@ from dynvision_snn.losses import EnergyLoss
 pytest.importorskip("numba")
 
 from dynvision_snn.engine.products import by_entries
-from dynvision_snn.engine.products.by_entries import MOST, linear_by_entries
+from dynvision_snn.engine.products.by_entries import linear_by_entries
 from dynvision_snn.engine.products.entries import entries_of
+
+MOST = 0.1
 
 
 def drawn(rows, features, units, share, seed, *, bias=True, signed=False):
@@ -52,7 +54,7 @@ def test_it_is_the_dense_product_with_its_gradients(
     x, weight, b, g = drawn(rows, features, units, share, seed, bias=bias, signed=signed)
     if entries_of(x.detach(), MOST) is None:
         return
-    found = linear_by_entries(x, weight, b)
+    found = linear_by_entries(x, weight, b, MOST)
     assert found is not None
     assert b is None or torch.equal(b, drawn(rows, features, units, share, seed, signed=signed)[2])
     found.backward(g)
@@ -71,7 +73,7 @@ def test_its_bits_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            out = linear_by_entries(x, weight, b)
+            out = linear_by_entries(x, weight, b, MOST)
             out.backward(g)
             found.append((out.detach(), weight.grad))
             x.grad = weight.grad = b.grad = None
@@ -87,14 +89,16 @@ def test_what_is_not_finite_spreads_as_in_a_dense_product(value):
     x, weight, b, g = drawn(300, 40, 8, 0.03, 1)
     with torch.no_grad():
         weight[2, 3] = value
-    assert linear_by_entries(x, weight, b) is None
+    assert linear_by_entries(x, weight, b, MOST) is None
     x, weight, b, g = drawn(300, 40, 8, 0.03, 1)
     g[5, 2] = value
-    linear_by_entries(x, weight, b).backward(g)
+    linear_by_entries(x, weight, b, MOST).backward(g)
     assert torch.equal(weight.grad.isnan(), (g.t() @ x.detach()).isnan())
     with torch.no_grad():
         x[4, 1] = value
-    assert torch.equal(linear_by_entries(x, weight, b).isnan(), F.linear(x, weight, b).isnan())
+    assert torch.equal(
+        linear_by_entries(x, weight, b, MOST).isnan(), F.linear(x, weight, b).isnan()
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
@@ -111,7 +115,7 @@ def test_the_weight_gradient_alone(share, value, monkeypatch):
 
 def test_many_entries_are_multiplied_densely():
     x, weight, b, _ = drawn(300, 40, 8, 0.5, 1)
-    assert linear_by_entries(x, weight, b) is None
+    assert linear_by_entries(x, weight, b, MOST) is None
     assert torch.equal(products.linear(x, weight, b), F.linear(x, weight, b))
 
 
@@ -135,8 +139,8 @@ def test_models_on_sparse_spikes_are_the_step_engines(build, monkeypatch):
     monkeypatch.setattr(products, "_WORTH", 1)
     used = []
 
-    def noting(x, weight, bias):
-        found = linear_by_entries(x, weight, bias)
+    def noting(x, weight, bias, most):
+        found = linear_by_entries(x, weight, bias, most)
         used.append(found is not None)
         return found
 

@@ -19,6 +19,9 @@ from dynvision_snn.engine.products import dense
 _WORTH = 1 << 26
 _FEW = 256
 
+# The share of entries up to which a weight gradient alone is faster by sums over them.
+_MOST_BACK = 0.1
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, by the entries of `x` that are not 0 where they are few.
@@ -40,12 +43,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if x.ndim == weight.ndim == 2 and _worth(x, weight, len(weight)):
         by_entries = _loaded()
-        found = None if by_entries is None else by_entries.linear_by_entries(x, weight, bias)
+        found = None
+        if by_entries is not None:
+            found = by_entries.linear_by_entries(x, weight, bias, most(len(weight)))
         if found is not None:
             return found
     if x.ndim == weight.ndim == 2:
         return dense.linear(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def most(units: int) -> float:
+    """The share of entries up to which a layer of so many units is faster by sums over them.
+
+    Each entry costs a row of additions, and each input a look, whether it is 0 or not; the two
+    numbers were fitted to where a layer and its weight gradient broke even with dense products
+    (docs/engine.md has the table).
+
+    >>> [round(most(units), 3) for units in (256, 512, 1000, 2000)]
+    [0.036, 0.083, 0.106, 0.118]
+    """
+    return 0.13 - 24 / units
 
 
 def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
@@ -63,7 +81,9 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     """
     if _worth(x, g, g.shape[1]) and g.is_contiguous():
         by_entries = _loaded()
-        found = None if by_entries is None else by_entries.weight_gradient_by_entries(g, x)
+        found = None
+        if by_entries is not None:
+            found = by_entries.weight_gradient_by_entries(g, x, _MOST_BACK)
         if found is not None:
             return found
     return dense.times(g.t(), x)
@@ -84,8 +104,8 @@ def _worth(x: Tensor, other: Tensor, units: int) -> bool:
 class _ByEntries(Protocol):
     """What `by_entries` offers."""
 
-    linear_by_entries: Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
-    weight_gradient_by_entries: Callable[[Tensor, Tensor], Tensor | None]
+    linear_by_entries: Callable[[Tensor, Tensor, Tensor | None, float], Tensor | None]
+    weight_gradient_by_entries: Callable[[Tensor, Tensor, float], Tensor | None]
 
 
 @cache

@@ -10,27 +10,23 @@ from torch.autograd.function import Function, once_differentiable
 from dynvision_snn.engine.products.dense import times
 from dynvision_snn.engine.products.entries import Entries, entries_of
 
-# The share of entries up to which sums over them were faster than dense products, measured on two
-# cores for 256 to 1000 units; the table is in docs/engine.md.
-MOST = 0.1
 
-
-def linear_by_entries(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+def linear_by_entries(x: Tensor, weight: Tensor, bias: Tensor | None, most: float) -> Tensor | None:
     """``F.linear`` on float32 ``[N, features]`` on the CPU; None where a dense product is to do it.
 
-    That is where more than `MOST` of the entries differ from 0, or a weight is not finite: in a
-    dense product, that times 0 is NaN.
+    That is where more than a share of `most` of the entries differ from 0, or a weight is not
+    finite: in a dense product, that times 0 is NaN.
     """
-    entries = entries_of(x.detach(), MOST)
+    entries = entries_of(x.detach(), most)
     if entries is None or not bool(weight.detach().sum().isfinite()):
         return None
     product: Tensor = _Linear.apply(x, weight, bias, entries)
     return product
 
 
-def weight_gradient_by_entries(g: Tensor, x: Tensor) -> Tensor | None:
+def weight_gradient_by_entries(g: Tensor, x: Tensor, most: float) -> Tensor | None:
     """``g.t() @ x`` for float32 on the CPU; None where a dense product is to do it."""
-    entries = entries_of(x, MOST)
+    entries = entries_of(x, most)
     if entries is None or not bool(g.sum().isfinite()):
         return None
     return entries.transposed_times(g).t()
