@@ -55,6 +55,10 @@ def test_only_wanted_gradients_are_computed(used):
     dense.linear(x, weight, None).sum().backward()
     assert len(used) == 2
     assert torch.equal(weight.grad, torch.full((2, 3), 4.0))
+    x.requires_grad_()
+    dense.linear(x, weight, None).sum().backward()
+    assert len(used) == 5
+    assert torch.equal(x.grad, torch.full((4, 3), 2.0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -47,6 +47,7 @@ CASES = {
 def stretches(monkeypatch):
     """How many timesteps each call that sums over spikes ran."""
     monkeypatch.setattr(functions, "_WORTH", 1)
+    monkeypatch.setattr(numba_scans, "_JOINED_BLOCK", 2 * UNITS)
     ran = []
     original = numba_scans.forward_joined
 
@@ -140,7 +141,7 @@ def test_a_matrix_of_another_size_is_refused():
 
 
 def test_its_bits_do_not_depend_on_the_number_of_threads(stretches, monkeypatch):
-    monkeypatch.setattr(numba_scans, "_PER_THREAD", 100)
+    monkeypatch.setattr(numba_scans, "_PER_THREAD_JOINED", 100)
     monkeypatch.setattr(functions, "_MOST", 1.0)
     torch.manual_seed(3)
     case = CASES["RLeaky"]

@@ -17,8 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+from torch.nn import Parameter
 
 _Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+_PLAIN = frozenset((Tensor, Parameter))
 
 # Multiplications from which on the way to oneDNN, some ten microseconds, is worth it.
 _WORTH = 1 << 21
@@ -80,7 +83,7 @@ def _product_for(a: Tensor, b: Tensor) -> _Product | None:
     """What multiplies ``a @ b`` faster than torch does by itself; None for nothing."""
     if (
         a.shape[0] * a.shape[1] * b.shape[1] < _WORTH
-        or not type(a) is type(b) is Tensor
+        or not {type(a), type(b)} <= _PLAIN
         or not a.dtype is b.dtype is torch.float32
         or not a.device.type == b.device.type == "cpu"
         or torch.is_autocast_enabled("cpu")

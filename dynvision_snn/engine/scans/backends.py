@@ -98,10 +98,9 @@ class Backend(Protocol):
     parameters are added to `learned`, ``[lanes]`` each; None where they are not wanted.
     """
 
-    backward_step: Callable[
+    stepper_back: Callable[
         [
             Rule,
-            int,
             Tensor,
             Tensor,
             tuple[Tensor, ...],
@@ -112,12 +111,14 @@ class Backend(Protocol):
             Tensor,
             tuple[Tensor | None, ...],
         ],
-        None,
+        Callable[[int], None],
     ]
-    """``backward_step(rule, t, before, recorded, parameters, u0, given, g, g_i, g_x, learned)``.
+    """``stepper_back(rule, before, recorded, parameters, u0, given, g, g_i, g_x, learned)``.
 
-    One timestep back, where the forward was kept: the membranes `before` the reset and, where a
-    reset is owed, as `recorded` (otherwise the same tensor), ``[T, lanes]``. Writes ``g_x[t]``.
+    What goes back from timestep t, called once for each from the last on, where the forward was
+    kept: the membranes `before` the reset and, where a reset is owed, as `recorded` (otherwise the
+    same tensor), ``[T, lanes]``. Writes ``g_x[t]`` last, which may be where `given` holds the
+    gradient of the spikes; that of a timestep is read when its turn comes.
     """
 
 

@@ -178,17 +178,19 @@ class RecurrentScan(Function):
         """Back through one timestep after the other."""
         plan: Plan = ctx.plan
         u0, i0, z0, weight, _, spikes, before, recorded, *parameters = ctx.saved_tensors
-        g_spikes = torch.zeros_like(spikes) if grads[0] is None else grads[0].clone()
+        g_spikes = torch.zeros_like(spikes) if grads[0] is None else _copied(grads[0])
         given = Given(g_spikes, *(None if g is None else g.contiguous() for g in grads[1:3]))
         g, g_i = _state_gradients(grads[3:], u0, i0)
         learned = _learned(ctx.needs_input_grad[7:], u0)
-        g_x = torch.empty_like(spikes)
+        # A timestep's gradient of the spikes is read before that of its input is written.
+        g_x = g_spikes
         lanes = _on_all_lanes(parameters, u0)
         g_z = torch.zeros_like(z0)
+        step_back = plan.backend.stepper_back(
+            plan.rule, before, recorded, lanes, u0, given, g, g_i, g_x, learned
+        )
         for t in range(len(spikes) - 1, -1, -1):
-            plan.backend.backward_step(
-                plan.rule, t, before, recorded, lanes, u0, given, g, g_i, g_x, learned
-            )
+            step_back(t)
             g_z = _received(g_x[t], weight, plan.shape)
             if t > 0:
                 g_spikes[t - 1] += g_z
@@ -269,12 +271,14 @@ def _state_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the last state, in memory of their own."""
     g, g_i = grads
-    first = torch.zeros_like(u0) if g is None else g.clone(memory_format=torch.contiguous_format)
+    first = torch.zeros_like(u0) if g is None else _copied(g)
     if i0 is None:
         return first, None
-    return first, torch.zeros_like(i0) if g_i is None else g_i.clone(
-        memory_format=torch.contiguous_format
-    )
+    return first, torch.zeros_like(i0) if g_i is None else _copied(g_i)
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _learned(needed: tuple[bool, ...], like: Tensor) -> tuple[Tensor | None, ...]:

@@ -331,6 +331,7 @@ def forward(
 def forward_joined(
     first,
     last,
+    width,
     words,
     index,
     x,
@@ -353,24 +354,31 @@ def forward_joined(
     """All timesteps of the samples `first` up to `last`, whose spikes come back through a matrix.
 
     Row j of `sends` is what unit j sends to each; `z` are the spikes before the first timestep.
+    About `width` lanes are run at a time.
     """
     units = sends.shape[0]
-    v = np.empty(units, np.float32)
-    back = np.empty(units, np.float32)
+    # Several samples at a time: loops over few lanes take longer to enter than to run.
+    group = max(1, width // units)
+    v = np.empty(group * units, np.float32)
+    back = np.empty(group * units, np.float32)
     places = np.empty(units, np.int32)
     values = np.empty(units, np.float32)
-    for sample in range(first, last):
+    for sample in range(first, last, group):
         a = sample * units
-        b = a + units
+        b = min(sample + group, last) * units
+        n = b - a
         sent = z[a:b]
         for t in range(index.size):
-            _copy(bias, back)
-            add_listed(places, values, 0, listed(sent, places, values), sends, 0, units, back)
+            for k in range(0, n, units):
+                row = back[k : k + units]
+                _copy(bias, row)
+                fired = listed(sent[k : k + units], places, values)
+                add_listed(places, values, 0, fired, sends, 0, units, row)
             sent = spikes[t, a:b]
             _timestep(
                 words,
                 x[index[t], a:b],
-                back,
+                back[:n],
                 rate[a:b],
                 threshold[a:b],
                 value[a:b],
@@ -379,7 +387,7 @@ def forward_joined(
                 reset_value[a:b],
                 u[a:b],
                 i[a:b],
-                v,
+                v[:n],
                 sent,
                 before[t, a:b],
                 membrane[t, a:b],

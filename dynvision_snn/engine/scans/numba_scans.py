@@ -23,7 +23,9 @@ Array = NDArray[Any]
 
 # Lanes of a block, and timesteps times lanes that make a thread worth its start.
 _BLOCK = 8192
+_JOINED_BLOCK = 2048
 _PER_THREAD = 1 << 18
+_PER_THREAD_JOINED = 1 << 16
 
 
 def forward(
@@ -91,9 +93,9 @@ def forward_joined(
     )
 
     def share(start: int, stop: int) -> None:
-        kernels.forward_joined(start, stop, *arguments)
+        kernels.forward_joined(start, stop, _JOINED_BLOCK, *arguments)
 
-    in_parallel(share, u.numel() // len(bias), u.numel() * len(index) / _PER_THREAD)
+    in_parallel(share, u.numel() // len(bias), u.numel() * len(index) / _PER_THREAD_JOINED)
 
 
 def backward(
@@ -178,9 +180,8 @@ def backward(
     return g_x
 
 
-def backward_step(
+def stepper_back(
     rule: Rule,
-    t: int,
     before: Tensor,
     recorded: Tensor,
     parameters: tuple[Tensor, ...],
@@ -190,36 +191,32 @@ def backward_step(
     g_i: Tensor | None,
     g_x: Tensor,
     learned: tuple[Tensor | None, ...],
-) -> None:
-    """One timestep back, into ``g_x[t]``; see `backends.Backend`."""
+) -> Callable[[int], None]:
+    """What goes one timestep back, into ``g_x[t]``; see `backends.Backend`."""
     words, slopes = _backward_words(rule)
     values = [p.numpy() for p in parameters]
-    g_, g_i_ = g.numpy(), _vector(g_i)
+    u0_, g_, g_i_ = u0.numpy(), g.numpy(), _vector(g_i)
     learning = _learning(learned, g.numel())
+    kept = (before.numpy(), recorded.numpy(), _NO_MATRIX)
     from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
-    buffers = np.empty((4, min(_BLOCK, g.numel())), np.float32)
-    for a, b in _blocks(0, g.numel()):
-        kernels.backward(
-            a,
-            words,
-            *slopes,
-            t,
-            t + 1,
-            _NO_INDEX,
-            *_rows(values, a, b),
-            u0.numpy()[a:b],
-            _NO_VECTOR,
-            a,
-            before.numpy(),
-            recorded.numpy(),
-            _NO_MATRIX,
-            *from_later,
-            g_[a:b],
-            g_i_[a:b],
-            buffers,
-            g_x.numpy(),
-            *(part if part is None else part[a:b] for part in learning),
+    buffers, g_x_ = np.empty((4, min(_BLOCK, g.numel())), np.float32), g_x.numpy()
+    blocks = [
+        (
+            (a, words, *slopes),
+            (
+                *(_NO_INDEX, *_rows(values, a, b), u0_[a:b], _NO_VECTOR, a),
+                *(*kept, *from_later, g_[a:b], g_i_[a:b], buffers, g_x_),
+                *(part if part is None else part[a:b] for part in learning),
+            ),
         )
+        for a, b in _blocks(0, g.numel())
+    ]
+
+    def step_back(t: int) -> None:
+        for first, rest in blocks:
+            kernels.backward(*first, t, t + 1, *rest)
+
+    return step_back
 
 
 _NO_VECTOR: Array = np.empty(0, np.float32)

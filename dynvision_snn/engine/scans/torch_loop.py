@@ -6,6 +6,8 @@ recursion itself, on what the forward computes again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -99,9 +101,8 @@ def backward(
     return g_x
 
 
-def backward_step(
+def stepper_back(
     rule: Rule,
-    t: int,
     before: Tensor,
     recorded: Tensor,
     parameters: tuple[Tensor, ...],
@@ -111,9 +112,13 @@ def backward_step(
     g_i: Tensor | None,
     g_x: Tensor,
     learned: tuple[Tensor | None, ...],
-) -> None:
-    """One timestep back, into ``g_x[t]``; see `backends.Backend`."""
-    g_x[t] = _step_back(rule, t, before, recorded, None, parameters, u0, given, g, g_i, learned)
+) -> Callable[[int], None]:
+    """What goes one timestep back, into ``g_x[t]``; see `backends.Backend`."""
+
+    def step_back(t: int) -> None:
+        g_x[t] = _step_back(rule, t, before, recorded, None, parameters, u0, given, g, g_i, learned)
+
+    return step_back
 
 
 def _updated(

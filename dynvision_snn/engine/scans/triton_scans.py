@@ -7,6 +7,7 @@ that is given back afterwards. Nothing here waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -94,9 +95,8 @@ def backward(
     return g_x
 
 
-def backward_step(
+def stepper_back(
     rule: Rule,
-    t: int,
     before: Tensor,
     recorded: Tensor,
     parameters: tuple[Tensor, ...],
@@ -106,25 +106,29 @@ def backward_step(
     g_i: Tensor | None,
     g_x: Tensor,
     learned: tuple[Tensor | None, ...],
-) -> None:
-    """One timestep back, into ``g_x[t]``; see `backends.Backend`."""
-    _launch_backward(
-        rule,
-        t,
-        t + 1,
-        None,
-        parameters,
-        u0,
-        None,
-        before,
-        recorded,
-        None,
-        given,
-        g,
-        g_i,
-        g_x,
-        learned,
-    )
+) -> Callable[[int], None]:
+    """What goes one timestep back, into ``g_x[t]``; see `backends.Backend`."""
+
+    def step_back(t: int) -> None:
+        _launch_backward(
+            rule,
+            t,
+            t + 1,
+            None,
+            parameters,
+            u0,
+            None,
+            before,
+            recorded,
+            None,
+            given,
+            g,
+            g_i,
+            g_x,
+            learned,
+        )
+
+    return step_back
 
 
 def _launch_backward(
