@@ -74,7 +74,7 @@ def test_torch_itself_multiplies_what_is_no_plain_float32_or_where_onednn_is_off
     assert torch.equal(dense.times(a.double(), b.double()), a.double() @ b.double())
     with torch.autocast("cpu"):
         assert dense.times(a, b).dtype is torch.bfloat16
-    with torch.backends.mkldnn.flags(enabled=False):
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):
         assert torch.equal(dense.times(a, b), a @ b)
     assert not used
     dense.times(a, b)
