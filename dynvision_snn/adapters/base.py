@@ -204,6 +204,16 @@ class Adapter(ABC):
         """
         return before
 
+    def updated(
+        self, module: nn.Module, output: Tensor, presynaptic: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor, ...]:
+        """The outputs of all neurons that a call updated, ``[t, B, *units]`` each.
+
+        Of most modules that is the output. One that holds further neurons, whose outputs stay
+        inside it, overrides this; `presynaptic` is what its `synapses` received, time first.
+        """
+        return (output,)
+
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
         """Time constants in ms at a timestep of `dt` ms."""
         return ()

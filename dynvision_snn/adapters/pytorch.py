@@ -163,6 +163,23 @@ class TorchAdapter(Adapter):
                 received.append(_before_projection(module, part, inputs, earlier, initial))
         return tuple(received)
 
+    def updated(
+        self, module: nn.Module, output: Tensor, presynaptic: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor, ...]:
+        """The hidden states of every layer and direction, before their projection."""
+        if not isinstance(module, SEQUENCES) or not presynaptic:
+            return (output,)
+        received = {
+            synapses.name: values
+            for synapses, values in zip(self.synapses(module), presynaptic, strict=True)
+            if values is not None
+        }
+        if module.proj_size:
+            return tuple(v for name, v in received.items() if name.startswith("projection"))
+        # Both directions of a layer receive all of the layer below.
+        lower = (received[f"input.{layer}"] for layer in range(1, module.num_layers))
+        return (*lower, output)
+
     def is_fresh(self, module: nn.Module, call: Call) -> bool:
         """Whether no hidden state was passed."""
         return isinstance(module, CELLS) and call.argument(1, "hx") is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from dynvision_snn.energy.counting import (
 from dynvision_snn.energy.foldable import is_foldable, uses_batch_statistics
 from dynvision_snn.energy.layers import Series
 from dynvision_snn.energy.placing import place_calls
-from dynvision_snn.energy.rows import Row, Tallied
+from dynvision_snn.energy.rows import Row, Tallied, output_size
 from dynvision_snn.energy.running import Kept, Onsets, RunSamples
 from dynvision_snn.energy.samples import WHOLE, SampleEnergy
 from dynvision_snn.energy.sums import Extent, OverTime, Spread
@@ -254,6 +254,8 @@ class Ledger:
         self._check_batch(observation, output.shape[1])
         row = self._row(observation.name, observation.module, keeps_time=True)
         row.spiking = layer.traits.role is Role.SPIKING
+        updated = layer.adapter.updated(observation.module, output, observation.presynaptic)
+        output = _side_by_side(updated)
         row.neurons = output.shape[2:].numel()
         output = observation.without_padding(output)
         self._last_output = Tallied.of(output)
@@ -286,11 +288,10 @@ class Ledger:
         values = observation.without_padding(values)
         seen = Tallied.of(values, row.last, self._last_output)
         row.last = seen
-        output, size = observation.output, None
+        output = observation.output
         if output is not None:
             row.outputs = output.shape[2:].numel()
-            if isinstance(operator, nn.modules.conv._ConvTransposeNd):
-                size = output.shape[3:]
+        size = output_size(operator, output)
         fan_out = row.fan_out(operator, values.shape[2:], values.device, size)
         series: Mapping[Series, Tensor]
         by_sample: Mapping[Series, Tensor] = _NONE
@@ -359,3 +360,8 @@ def _phases(run: Run, steps: int) -> Tensor:
     for code, name in _PHASES.items():
         phases[_ROWS.index(name)] = run.phases == code
     return phases
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """``[t, B, *units]``, of several parts flat; a single one is itself."""
+    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(2) for part in parts], dim=2)

@@ -36,7 +36,14 @@ from dynvision_snn.energy.survey import (
     with_operations,
 )
 from dynvision_snn.errors import EnergyError
-from dynvision_snn.observation import Attachment, Listener, Observation, Run, Watched
+from dynvision_snn.observation import (
+    Attachment,
+    Listener,
+    Observation,
+    Run,
+    Watched,
+    is_recomputing,
+)
 from dynvision_snn.timing import common_dt
 
 
@@ -259,7 +266,7 @@ class _Tick:
 
     def __call__(self, *called: Any) -> None:
         meter = None if self._meter is None else self._meter()
-        if meter is not None:
+        if meter is not None and not is_recomputing():
             meter._ledger.tick()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tick:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from dynvision_snn.energy.counting import Tally, synops, tally
@@ -80,6 +80,16 @@ class Noted(NamedTuple):
         if t0 == self.t0:
             return self
         return self._replace(t0=t0, t1=t0 + self.t1 - self.t0)
+
+
+def output_size(operator: Operator, output: Tensor | None) -> torch.Size | None:
+    """The spatial size of a ConvTranspose's output ``[T, B, C, *size]``, which its caller may choose.
+
+    None for others, whose input decides.
+    """
+    if output is None or not isinstance(operator, nn.modules.conv._ConvTransposeNd):
+        return None
+    return output.shape[3:]
 
 
 class Row:

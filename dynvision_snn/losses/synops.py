@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter, Role
 from dynvision_snn.energy.hardware import HardwareProfile, resolve_profile
-from dynvision_snn.energy.rows import Row
+from dynvision_snn.energy.rows import Row, output_size
 from dynvision_snn.energy.survey import adapters_for, with_operations
 from dynvision_snn.energy.synapses import Operator, refusal
 from dynvision_snn.errors import LossError
@@ -228,7 +228,9 @@ class SynopsLoss(ListeningLoss):
             self._add(observation, suffix, _cost(nothing, nothing, dense))
             return
         values = observation.without_padding(values)
-        fan_out = row.fan_out(operator, values.shape[2:], values.device)
+        fan_out = row.fan_out(
+            operator, values.shape[2:], values.device, output_size(operator, observation.output)
+        )
         fired = events(values).reshape(*values.shape[:2], -1)
         operations = (fired @ fan_out.to(fired.dtype).flatten()).sum(0)
         dense = row.dense_now * observation.n_active

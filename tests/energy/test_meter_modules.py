@@ -367,3 +367,46 @@ class TestMisuse:
         net = nn.Linear(3, 2)
         with EnergyMeter(net), pytest.raises(EnergyError, match="batch"):
             net(torch.ones(3))
+
+
+def test_reentrant_checkpointing_adds_no_timestep() -> None:
+    net, inputs = nn.Sequential(nn.Linear(6, 3)), torch.rand(T, B, 6, requires_grad=True)
+    with EnergyMeter(net) as meter:
+        for x in inputs:
+            checkpoint(net, x, use_reentrant=True).sum().backward()
+    assert meter.budget(dt=1.0).by_timestep("synops_mac").tolist() == [18.0] * T
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_every_layer_of_an_lstm_has_neurons(
+    layers: int, both_ways: bool, options: dict[str, int], per_sample: bool
+) -> None:
+    net = nn.LSTM(4, 5, layers, bidirectional=both_ways, **options)
+    with EnergyMeter(net, per_sample=per_sample) as meter:
+        net(torch.rand(T, B, 4))
+    neurons = 5 * layers * (1 + both_ways)
+    row = meter.budget(dt=1.0).total
+    assert row.neurons == neurons
+    assert row.neuron_updates == row.neuron_updates_active == T * neurons
+
+
+def test_silent_units_of_a_lower_layer_are_inactive_updates() -> None:
+    net = nn.RNN(4, 5, 2, nonlinearity="relu").eval()
+    inputs, hidden, active = torch.randn(T, B, 4), torch.zeros(2, B, 5), 0
+    cells = [nn.RNNCell(4, 5, nonlinearity="relu"), nn.RNNCell(5, 5, nonlinearity="relu")]
+    for index, cell in enumerate(cells):
+        cell.load_state_dict(
+            {name: getattr(net, f"{name}_l{index}").detach() for name in cell.state_dict()}
+        )
+    with torch.no_grad():
+        for x in inputs:
+            low = cells[0](x, hidden[0])
+            hidden = torch.stack([low, cells[1](low, hidden[1])])
+            active += int(hidden.count_nonzero())
+    with EnergyMeter(net) as meter:
+        net(inputs)
+    assert 0 < active < T * B * 10
+    assert meter.budget(dt=1.0).total.neuron_updates_active == pytest.approx(active / B)

@@ -232,3 +232,12 @@ class TestMisuse:
             with pytest.raises(LossError, match="has no hooks"):
                 other(None, None)
         assert float(loss(None, None)) == 1
+
+
+def test_a_transposed_convolution_called_with_its_output_size() -> None:
+    layer = nn.ConvTranspose1d(1, 2, 5, stride=3, padding=1)
+    loss = SynopsLoss(relative=False)
+    loss.register_hooks(layer)
+    with EnergyMeter(layer) as meter:
+        layer(torch.rand(2, 1, 4), output_size=[13])
+    assert float(loss()) == meter.budget(dt=1.0).total.synops_mac
