@@ -11,16 +11,17 @@ costs, whatever the price is.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from dynvision_snn.energy.budget import EnergyBudget
-from dynvision_snn.energy.hardware import ProfileLike
+from dynvision_snn.energy.hardware import ProfileLike, resolve_profile
 from dynvision_snn.energy.layers import LayerCounts
 from dynvision_snn.energy.pricing import si
-from dynvision_snn.errors import EnergyError
+from dynvision_snn.errors import EnergyError, EnergyWarning
 
 Price = ProfileLike | Callable[[EnergyBudget], float]
 """A hardware profile, or any function of a budget, such as a `MemoryModel`."""
@@ -94,7 +95,9 @@ def break_even(
         other_price: what the other model runs on; by default the same.
 
     Raises:
-        EnergyError: the spiking model has no spiking neuron, or no spike was measured.
+        EnergyError: the spiking model has no spiking neuron, or no spike was measured; or the
+            profile has no figure for synaptic operations of the other model, whose price would be
+            too low to compare with.
 
     Warns:
         EnergyWarning: a profile has no figure for some synaptic operations.
@@ -107,7 +110,7 @@ def break_even(
         )
     here, silent = priced(spiking, price), priced(silenced(spiking), price)
     if isinstance(other, EnergyBudget):
-        other = priced(other, price if other_price is None else other_price)
+        other = _whole_price(other, price if other_price is None else other_price)
     slope = here - silent
     # Two equal sums in another order differ by their rounding: no slope at all.
     reached = slope > 1e-12 * here and other >= silent
@@ -124,6 +127,23 @@ def break_even(
 def priced(budget: EnergyBudget, price: Price) -> float:
     """J per sample on a profile, or by a function of a budget."""
     return float(price(budget)) if callable(price) else float(budget.joules(price))
+
+
+def _whole_price(other: EnergyBudget, price: Price) -> float:
+    """The price of the other model, refused where it would leave synaptic operations out."""
+    if callable(price):
+        return priced(other, price)
+    profile = resolve_profile(price)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EnergyWarning)
+        joules = other.joules(profile)
+    if joules.lacks_synops:
+        raise EnergyError(
+            f"the other model has synaptic operations that {profile.name!r} has no figure for "
+            f"({', '.join(joules.lacking)}), so that its price would be too low to break even "
+            'with. Price it on hardware that has them: break_even(..., other_price="45nm-int8").'
+        )
+    return float(joules)
 
 
 def spikes_per_synapse(budget: EnergyBudget) -> float:

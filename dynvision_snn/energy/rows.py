@@ -83,7 +83,7 @@ class Noted(NamedTuple):
 
 
 def output_size(operator: Operator, output: Tensor | None) -> torch.Size | None:
-    """The spatial size of a ConvTranspose's output ``[T, B, C, *size]``, which its caller may choose.
+    """The size of a ConvTranspose's output ``[T, B, C, *size]``, which its caller may choose.
 
     None for others, whose input decides.
     """

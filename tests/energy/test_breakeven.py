@@ -84,6 +84,13 @@ def test_the_other_model_may_run_elsewhere() -> None:
     assert not result.wins
 
 
+def test_a_price_that_leaves_out_the_other_models_operations_is_refused() -> None:
+    other = quantised_counterpart(spiking(0.1))
+    with pytest.raises(EnergyError, match=r"'loihi' has no figure for .*mac"):
+        break_even(spiking(0.1), other, "loihi")
+    assert break_even(spiking(0.1), other, "loihi", other_price="45nm-int8").other_joules > 0
+
+
 def test_where_even_silence_costs_more() -> None:
     costly = profile(ac=1e-12, neuron_update_active=1.0, neuron_update_inactive=1.0)
     result = break_even(spiking(0.1), 1e-9, costly)
