@@ -83,13 +83,21 @@ def spec(module: Any) -> ScanSpec:
 
 
 def start(module: Any, call: Call) -> dict[str, Any]:
-    """The state passed to a call, or else held by the module where it fits the input."""
+    """The state passed to a call, or else held by the module, where it fits the input.
+
+    snnTorch starts from zeros where it does not, as where a membrane is that of a reset neuron.
+    """
     order = _ORDER[type(module)]
     given = {ours: call.argument(k + 1, theirs) for k, (theirs, ours) in enumerate(order.items())}
     passed = {ours: value for ours, value in given.items() if value is not None}
     held = {ours: getattr(module, theirs) for theirs, ours in order.items() if ours not in passed}
     shape = call.inputs.shape
-    return passed | {ours: value for ours, value in held.items() if value.shape == shape}
+    return {ours: value for ours, value in (passed | held).items() if _fits(value, shape)}
+
+
+def _fits(value: Any, shape: torch.Size) -> bool:
+    # Names stand for the states where a plan asks which is which.
+    return not isinstance(value, Tensor) or value.shape == shape
 
 
 def returned(module: Any, values: Mapping[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from dynvision_snn.engine.listeners import check_hooks, check_listeners
 from dynvision_snn.engine.plan import LayerPlan, make_plan, signature_of
 from dynvision_snn.engine.scans.backends import backend_for
 from dynvision_snn.engine.step import run_idle, run_steps
+from dynvision_snn.engine.time_loop import loops_by_itself, trace_loop
 from dynvision_snn.engine.timed import Timed, map_timed
 from dynvision_snn.engine.tracing import Refusal, trace
 from dynvision_snn.errors import WrapError, known_names
@@ -62,6 +63,8 @@ class Engine:
             raise WrapError(f"engine={name!r}. {known_names(str(name), get_args(EngineName))}")
         self._name = name
         self._plan: LayerPlan | None = None
+        self._plans: dict[tuple[Any, ...], LayerPlan | str] = {}
+        self._loops = False
         self._refusal = "it has not run yet"
         self._signature: tuple[Any, ...] | None = None
         self._backend = ""
@@ -73,8 +76,13 @@ class Engine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_name"])  # type: ignore[misc]
 
-    def planned(self, host: RunHost, calling: Calling, example: Tensor) -> LayerPlan | None:
+    def planned(self, host: RunHost, calling: Calling, shown: Shown) -> LayerPlan | None:
         """The plan for the model as it is now; None where the step engine is to run it.
+
+        Args:
+            host: the model.
+            calling: how it is called.
+            shown: what it is to be shown.
 
         Raises:
             WrapError: under ``engine="layer"``, if there is no plan.
@@ -84,7 +92,7 @@ class Engine:
             return None
         try:
             check_hooks(host.hosted(), host.attached())
-            return self._planned(host.hosted(), host.adapters, calling, example)
+            return self._planned(host.hosted(), host.adapters, calling, shown)
         except Refusal as refusal:
             self._refused(refusal)
             return None
@@ -122,28 +130,31 @@ class Engine:
             ) from refusal
 
     def _planned(
-        self, net: nn.Module, adapters: Adapters, calling: Calling, example: Tensor
+        self, net: nn.Module, adapters: Adapters, calling: Calling, shown: Shown
     ) -> LayerPlan:
+        example = shown.example
         if example.dtype is not torch.float32 or example.is_sparse:
             raise Refusal(f"its input is {example.dtype}; scans take dense float32")
         if torch.is_autocast_enabled(example.device.type):
             raise Refusal("autocast changes the dtype on the way")
         signature = signature_of(net)
         if self._signature != signature:
-            self._plan = None
             self._signature = signature
-            layers = adapters.layers(net)
-            by_module = {layer.module: layer for layer in layers}
-            inputs = example if calling.stepping == "step" else example.unsqueeze(0)
-            traced = trace(net, calling, adapters, by_module, inputs)
-            plan = make_plan(net, calling, traced, layers)
-            if not plan.is_worth_it:
-                reasons = dict.fromkeys(part.reason for part in plan.parts if part.reason)
-                raise Refusal("; ".join(reasons) or "it has no neuron that can be scanned")
-            self._plan = plan
-        if self._plan is None:
-            raise Refusal(self._refusal)
-        return self._plan
+            self._plans.clear()
+            self._loops = loops_by_itself(calling, adapters, net)
+        n_steps = shown.idle_steps + len(shown.steps)
+        # What a time loop does is known of the sizes that it was traced with.
+        sizes = (n_steps, *example.shape, str(example.device)) if self._loops else ()
+        if sizes not in self._plans:
+            try:
+                self._plans[sizes] = _plan(net, adapters, calling, example, n_steps, self._loops)
+            except Refusal as refusal:
+                self._plans[sizes] = str(refusal)
+        plan = self._plans[sizes]
+        if isinstance(plan, str):
+            raise Refusal(plan)
+        self._plan = plan
+        return plan
 
     def explain(self) -> str:
         """The plan in words."""
@@ -161,6 +172,28 @@ class Engine:
                 told = f": {reason}" if reason else ""
                 lines.append(f"  {_MANNERS[manner]:<28} {part.name}{told}")
         return "\n".join(lines)
+
+
+def _plan(
+    net: nn.Module,
+    adapters: Adapters,
+    calling: Calling,
+    example: Tensor,
+    n_steps: int,
+    loops: bool,
+) -> LayerPlan:
+    layers = adapters.layers(net)
+    by_module = {layer.module: layer for layer in layers}
+    if loops:
+        traced = trace_loop(net, calling, adapters, by_module, example, n_steps)
+    else:
+        inputs = example if calling.stepping == "step" else example.unsqueeze(0)
+        traced = trace(net, calling, adapters, by_module, inputs)
+    plan = make_plan(net, calling, traced, layers)
+    if not plan.is_worth_it:
+        reasons = dict.fromkeys(part.reason for part in plan.parts if part.reason)
+        raise Refusal("; ".join(reasons) or "it has no neuron that can be scanned")
+    return plan
 
 
 _MANNERS = {
@@ -182,11 +215,13 @@ def _run(
     states: tuple[Any, ...],
 ) -> tuple[Tensor, tuple[Any, ...]]:
     idle, steps = shown.idle_steps, shown.steps
-    if plan.stepping == "sequence":
+    if calling.stepping == "sequence":
         before = [] if shown.null is None else [shown.null] * idle
-        whole = [*before, *steps] if before else steps
-        outputs, states = LayerRun(plan, run, -idle, attachments)(Timed.of_steps(whole), states)
-        return _first(outputs)[idle:], states
+        whole = Timed.of_steps([*before, *steps] if before else steps)
+        firsts = plan.traced.firsts
+        ran = LayerRun(plan, run, -idle, attachments)
+        outputs, after = ran(whole, states if firsts is None else firsts)
+        return _first(outputs)[idle:], after if firsts is None else states
     fresh = not plan.traced.starts_alike and states == calling.initial_states
     if shown.null is not None:
         with torch.no_grad():

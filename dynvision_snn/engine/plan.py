@@ -55,7 +55,7 @@ class LayerPlan:
     Attributes:
         traced: the data flow.
         parts: the parts.
-        stepping: whether the model is called once per timestep or once per run.
+        stepping: whether the data flow is that of a timestep or of a run.
         signature: what the plan was made for; see `signature_of`.
         as_it_is: parts that a run found to be of other axes than batching takes, and ran as the
             model itself does.
@@ -105,7 +105,7 @@ def make_plan(
     """
     _check_each_once(traced)
     _check_randomness(traced)
-    stepping = calling.stepping
+    stepping = calling.stepping if traced.firsts is None else "step"
     if stepping == "sequence" and calling.time_axis != 0:
         raise Refusal("its time axis is not the first")
     if stepping == "sequence" and not traced.starts_alike:

@@ -17,16 +17,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynvision_snn.adapters import Adapters, Layer
 from dynvision_snn.engine.calling import Calling
+from dynvision_snn.engine.forgotten import WithoutValues, modes
 from dynvision_snn.engine.in_place import WritingProxy, mark, seen_by_others, without_writing
 from dynvision_snn.engine.witness import left_as_found, witnessed
 from dynvision_snn.errors import DynvisionError
 
 # What a forward raises that looks at its input's values or shapes, or writes into it.
-_UNTRACEABLE = (
+UNTRACEABLE = (
     TraceError,
     TypeError,
     ValueError,
@@ -61,6 +61,8 @@ class Traced:
         returned: the states that it returns, in the same form.
         starts_alike: whether the forward does the same without a state, so that its neurons start
             by themselves; else it makes states of its own at its first timestep.
+        firsts: of a graph of one timestep out of a model's own time loop, what the loop passes for
+            the states at its first timestep; None where a graph is that of a call.
     """
 
     root: nn.Module
@@ -73,6 +75,7 @@ class Traced:
     outputs: Any
     returned: tuple[Any, ...]
     starts_alike: bool = True
+    firsts: tuple[Any, ...] | None = None
 
     def acting(self, node: fx.Node) -> nn.Module | None:
         """The module that computes `node`; None for a function."""
@@ -107,30 +110,32 @@ def trace(
         raise Refusal("the model is a single layer")
     form, like = _forms(net, calling, layers, example)
     with left_as_found(net.modules()), witnessed(net, ()):
-        before = _attributes(net)
+        before = attributes_of(net)
         try:
             # Under both gradient modes: a forward that sets one is told from one that does not.
             with torch.enable_grad():
-                traced = _Tracer(adapters, layers).traced(net, calling, form, like)
+                traced = Tracer(adapters, layers).traced(net, calling, form, like)
             with torch.no_grad():
-                again = _Tracer(adapters, layers).traced(net, calling, form, like)
-            fresh = _Tracer(adapters, layers).traced(net, calling, calling.initial_states, like)
-        except (*_UNTRACEABLE, DynvisionError) as error:
+                again = Tracer(adapters, layers).traced(net, calling, form, like)
+            fresh = Tracer(adapters, layers).traced(net, calling, calling.initial_states, like)
+        except (*UNTRACEABLE, DynvisionError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise Refusal(f"its forward cannot be traced ({reason})") from error
-        written = before.keys() ^ _attributes(net).keys()
+        written = before.keys() ^ attributes_of(net).keys()
     if written:
         names = ", ".join(sorted({name for name, *_ in written}))
         raise Refusal(f"its forward writes {names}")
-    if _steps(traced) != _steps(again):
+    if steps_of(traced) != steps_of(again):
         raise Refusal("its forward does not compute the same at every call")
-    alike = _steps(fresh) == [(*step[:2], _STATE.sub("None", step[2])) for step in _steps(traced)]
+    alike = steps_of(fresh) == [
+        (*step[:2], _STATE.sub("None", step[2])) for step in steps_of(traced)
+    ]
     traced = replace(traced, starts_alike=alike)
-    _check_attributes(traced, layers)
+    check_attributes(traced, layers)
     return traced
 
 
-def _check_attributes(traced: Traced, layers: Mapping[nn.Module, Layer]) -> None:
+def check_attributes(traced: Traced, layers: Mapping[nn.Module, Layer]) -> None:
     """Refuses tensors that would stay as they were when the forward was traced."""
     for node in traced.nodes:
         if node.op != "get_attr":
@@ -157,11 +162,12 @@ def _forms(
     return states, output
 
 
-def _steps(traced: Traced) -> list[tuple[str, Any, str]]:
+def steps_of(traced: Traced) -> list[tuple[str, Any, str]]:
+    """What is computed, in order, to be compared with another trace."""
     return [(node.op, node.target, f"{node.args} {node.kwargs}") for node in traced.nodes]
 
 
-def _attributes(net: nn.Module) -> dict[tuple[str, int, int], Any]:
+def attributes_of(net: nn.Module) -> dict[tuple[str, int, int], Any]:
     """What the modules hold besides their parameters, told apart by identity and version.
 
     Neurons do not run while a forward is traced: what changes in them, the forward wrote.
@@ -184,7 +190,7 @@ def _version(value: Any) -> int:
 _TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Traces one forward.
 
     While it does, ``torch.fx`` has every module of the process call it: what other threads run
@@ -198,7 +204,7 @@ class _Tracer(fx.Tracer):
         self._adapters = adapters
         self._layers = layers
         self._thread = threading.get_ident()
-        self._modes = _modes()
+        self._modes = modes()
 
     def create_node(
         self,
@@ -210,7 +216,7 @@ class _Tracer(fx.Tracer):
         **named: Any,
     ) -> fx.Node:
         """A node that writes into nothing; what a graph would forget is refused."""
-        changed = [name for name, mode in _modes().items() if mode != self._modes[name]]
+        changed = [name for name, mode in modes().items() if mode != self._modes[name]]
         if changed:
             raise TraceError(f"it computes a part under {' and '.join(changed)}")
         target, kwargs, written = without_writing(kind, target, args, kwargs)
@@ -254,13 +260,17 @@ class _Tracer(fx.Tracer):
             return children[0]
         return None
 
+    def graph_of(self, wrapper: Called, watching: WithoutValues) -> fx.Graph:
+        """The operations of one call."""
+        with self._alone, watching:
+            return self.trace(wrapper)
+
     def traced(self, net: nn.Module, calling: Calling, form: tuple[Any, ...], like: Any) -> Traced:
         """Traces the forward with placeholders in the form of its states."""
-        wrapper = _Called(net, calling, self, form, like)
-        with self._alone, _WithoutValues():
-            graph = self.trace(wrapper)
+        wrapper = Called(net, calling, self, form, like)
+        graph = self.graph_of(wrapper, WithoutValues())
         output = next(node for node in graph.nodes if node.op == "output").args[0]
-        outputs, returned = calling.split(_thawed(output))
+        outputs, returned = calling.split(thawed(output))
         inputs = next(node for node in graph.nodes if node.op == "placeholder")
         module_of = {
             node: wrapper.get_submodule(node.target)
@@ -284,38 +294,7 @@ class _Tracer(fx.Tracer):
         )
 
 
-class _WithoutValues(TorchDispatchMode):
-    """Refuses looks at a tensor's values, which are not those of a run while it is traced."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """An operation on tensors."""
-        if func in _LOOKS:
-            raise TraceError("it looks at the values of a tensor")
-        return func(*args, **(kwargs or {}))
-
-
-_LOOKS = (
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.is_nonzero.default,
-    torch.ops.aten.equal.default,
-)
-
-
-def _modes() -> dict[str, Any]:
-    """What decides, beside the operations themselves, on what is computed and kept."""
-    return {
-        "another gradient mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        "another autocast": [
-            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-            for device in ("cpu", "cuda")
-        ],
-        "activation checkpointing": torch._C._autograd._top_saved_tensors_default_hooks(True),
-    }
-
-
-class _Called(nn.Module):
+class Called(nn.Module):
     """Calls the model with states made of placeholders."""
 
     def __init__(
@@ -379,9 +358,9 @@ def _fresh_containers(value: Any) -> Any:
     return _rebuilt(_fresh_containers, value)
 
 
-def _thawed(value: Any) -> Any:
+def thawed(value: Any) -> Any:
     """Fx keeps lists and dicts in immutable forms of its own."""
-    return _rebuilt(_thawed, value)
+    return _rebuilt(thawed, value)
 
 
 def _rebuilt(function: Any, value: Any) -> Any:

@@ -113,7 +113,8 @@ PLANNED = {
     "sequential_init_hidden", "nested_init_hidden", "explicit_states", "conv_step",
     "dict_of_states", "norse_list", "sequential_state_of_cells", "sequential_state_lifted",
     "plain_sequential_lifted", "two_readers", "recurrent_snntorch", "recurrent_norse",
-    "unknown_neuron", "convolutions", "feedback", "starts_elsewhere",
+    "unknown_neuron", "convolutions", "feedback", "starts_elsewhere", "loop_inside",
+    "loop_inside_batch_first",
 }  # fmt: skip
 
 PRESENTATIONS = {
