@@ -176,7 +176,7 @@ class LayerRun:
         ran = scan(spec, inputs.values, index=inputs.index, state=start, keep=keep)
         layer.adapter.scan_finish(layer.module, ran.state)
         values: dict[str, Any] = {"output": Timed(ran.output)}
-        if layer.traits.sequence:
+        if traced.has_all(node):
             values |= {"spikes": ran.output[-1], **ran.state}
         else:
             values |= {

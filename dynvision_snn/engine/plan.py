@@ -104,14 +104,13 @@ def make_plan(
         Refusal: where a part can only be run with all others, step by step.
     """
     _check_each_once(traced)
-    _check_randomness(traced)
     stepping = calling.stepping if traced.firsts is None else "step"
     if stepping == "sequence" and calling.time_axis != 0:
         raise Refusal("its time axis is not the first")
     if stepping == "sequence" and not traced.starts_alike:
         raise Refusal("its forward makes its own first states")
     _check_returned(traced)
-    names = {module: name for name, module in net.named_modules()}
+    names = {module: name or "the model" for name, module in net.named_modules()}
     words = _words(traced)
     components = _components(traced, stepping)
     parts = [_part(traced, nodes, names, stepping, words) for nodes in components]
@@ -131,13 +130,6 @@ def _check_returned(traced: Traced) -> None:
             raise Refusal("it returns another kind of state than it takes")
 
 
-def _check_randomness(traced: Traced) -> None:
-    random = [node for node in traced.nodes if is_random(node, traced.module_of.get(node))]
-    if len(random) > 1:
-        names = ", ".join(str(node.target).removeprefix("net.") for node in random)
-        raise Refusal(f"{names} would draw their random numbers in another order")
-
-
 # -- parts ----------------------------------------------------------------------------------------
 
 
@@ -154,6 +146,11 @@ def _components(traced: Traced, stepping: str) -> list[list[fx.Node]]:
     for placeholder, value in back.items():
         if isinstance(value, fx.Node):
             later[value].add(placeholder)
+    if stepping == "step":
+        random = _random(traced, nodes)
+        # All of them draw at a timestep before any does at the next.
+        for one, other in zip(random, [*random[1:], *random[:1]], strict=True):
+            later[one].add(other)
     reach = {node: _reachable(node, later) for node in nodes}
     placed: set[fx.Node] = set()
     components = []
@@ -165,6 +162,10 @@ def _components(traced: Traced, stepping: str) -> list[list[fx.Node]]:
         placed.update(component)
         components.append(component)
     return _ordered(components, back)
+
+
+def _random(traced: Traced, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    return [node for node in nodes if is_random(node, traced.acting(node))]
 
 
 def _chained(parts: Sequence[Part]) -> list[Part]:
@@ -254,6 +255,8 @@ def _part(
         if reason is None:
             return Part("join" if joins(component[0]) else "layer", nodes, name)
         return Part(_alone(stepping), nodes, name, reason)
+    if len(_random(traced, component)) > 1:
+        return Part("step", nodes, name, "they draw random numbers in turn, timestep by timestep")
     return Part("step", nodes, name, "a connection runs backwards in time")
 
 
@@ -311,8 +314,10 @@ def _why_no_scan(
     reason = layer.adapter.why_no_scan(layer.module)
     if reason is not None:
         return reason
-    if layer.traits.sequence != (stepping == "sequence") or layer.traits.time_axis != 0:
+    if traced.has_all(node) != (stepping == "sequence") or layer.traits.time_axis != 0:
         return "it is called in another way than the model"
+    if node in traced.repeated and not _is_tensor(traced, words, node.args[0]):
+        return "its input comes with a state"
     back = dict(pairs(traced.states, traced.returned))
     arguments: list[Any] = [*node.args[1:], *node.kwargs.values()]
     passed = [value for value in arguments if value is not None]
@@ -334,10 +339,18 @@ def _why_no_scan(
     return None
 
 
+def _is_tensor(traced: Traced, words: Mapping[fx.Node, Any], value: Any) -> bool:
+    """Whether `value` is surely no pair of a neuron's output and state."""
+    if not isinstance(value, fx.Node):
+        return False
+    layer = traced.layer_of.get(value)
+    return layer is None or not layer.is_stateful or words.get(value) == "output"
+
+
 def _wanted(traced: Traced, neuron: fx.Node, words: Mapping[fx.Node, Any]) -> frozenset[str]:
     """The state variables of `neuron` that others than itself need at every timestep."""
     wanted: set[str] = set()
-    if traced.layer_of[neuron].traits.sequence:
+    if traced.has_all(neuron):
         return frozenset()  # it returns the last state alone
     own = {node for node in words if _root(node) is neuron}
     outputs = set(_nodes_in(traced.outputs))

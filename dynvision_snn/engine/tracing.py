@@ -81,6 +81,10 @@ class Traced:
         """The module that computes `node`; None for a function."""
         return self.repeated.get(node, self.module_of.get(node))
 
+    def has_all(self, neuron: fx.Node) -> bool:
+        """Whether a neuron is called with all timesteps, by itself or by what repeats it."""
+        return self.layer_of[neuron].traits.sequence or neuron in self.repeated
+
     @property
     def nodes(self) -> list[fx.Node]:
         """Every node that is computed."""
@@ -106,8 +110,6 @@ def trace(
     Raises:
         Refusal: where the forward cannot be traced, or does what a graph cannot say.
     """
-    if net in layers:
-        raise Refusal("the model is a single layer")
     form, like = _forms(net, calling, layers, example)
     with left_as_found(net.modules()), witnessed(net, ()):
         before = attributes_of(net)
@@ -285,7 +287,7 @@ class Tracer(fx.Tracer):
             wrapper,
             graph,
             module_of,
-            {n: self._layers[m] for n, m in module_of.items() if m in self._layers},
+            {n: self._layers[m] for n, m in {**module_of, **repeated}.items() if m in self._layers},
             repeated,
             inputs,
             wrapper.placeholders,

@@ -107,6 +107,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "unknown_neuron": unknown_neuron,
     "convolutions": convolutions,
     "starts_elsewhere": lambda: StartsElsewhere(),
+    "two_dropouts": lambda: two_dropouts(),
 }
 
 PLANNED = {
@@ -114,7 +115,7 @@ PLANNED = {
     "dict_of_states", "norse_list", "sequential_state_of_cells", "sequential_state_lifted",
     "plain_sequential_lifted", "two_readers", "recurrent_snntorch", "recurrent_norse",
     "unknown_neuron", "convolutions", "feedback", "starts_elsewhere", "loop_inside",
-    "loop_inside_batch_first",
+    "loop_inside_batch_first", "lifted_cells", "two_dropouts",
 }  # fmt: skip
 
 PRESENTATIONS = {
@@ -276,6 +277,14 @@ def test_energy_is_the_same(name: str) -> None:
     check_close(losses[1], losses[0])
     assert totals[1] == totals[0]
     check_gradients(models[1], models[0])
+
+
+def test_what_draws_random_numbers_in_turn_runs_by_step() -> None:
+    _, model = both("two_dropouts")
+    model(images(PRESENTATIONS["constant"]), PRESENTATIONS["constant"])
+    explained = model.explain()
+    assert "timestep by timestep         0, 1, 2: they draw random numbers in turn" in explained
+    assert "one scan over time           3" in explained
 
 
 def test_feedback_runs_by_step_and_the_rest_by_layer() -> None:
@@ -446,7 +455,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "logs": (Logs, "writes calls"),
     "noisy": (Noisy, "looks at the values of a tensor"),
     "fades": (FadesItsState, "a connection runs backwards in time|is not the one"),
-    "two dropouts": (two_dropouts, "draw their random numbers in another order"),
 }
 
 
