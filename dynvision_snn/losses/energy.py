@@ -62,6 +62,10 @@ def activity(values: Tensor, p: float, active: Tensor | None = None) -> Tensor:
     return norms.sum(0) / units.shape[2]
 
 
+# Floats that are read and written again while they are in cache, where there are many timesteps.
+_CACHED = 1 << 18
+
+
 class _Magnitude(Function):
     """``sum_t sum_u |a| / n_units`` as one node of the graph: it is taken at every timestep."""
 
@@ -69,7 +73,8 @@ class _Magnitude(Function):
     def forward(ctx: Any, units: Tensor, dtype: torch.dtype) -> Tensor:
         """``[T, B, units]`` to ``[B]``."""
         ctx.save_for_backward(units)
-        norms = units.abs().sum(2, dtype=dtype)
+        parts = [part.abs().sum(2, dtype=dtype) for part in _parts(units)]
+        norms = parts[0] if len(parts) == 1 else torch.cat(parts)
         return (norms[0] if len(norms) == 1 else norms.sum(0)).div_(units.shape[2])
 
     @staticmethod
@@ -77,9 +82,19 @@ class _Magnitude(Function):
         """Differentiable itself."""
         (units,) = ctx.saved_tensors
         scale = (g / units.shape[2]).to(units.dtype).view(1, -1, 1)
-        signs = units.sgn()
-        # In place where nothing follows: at many timesteps at once, memory is what takes the time.
-        return signs * scale if torch.is_grad_enabled() else signs.mul_(scale), None
+        if torch.is_grad_enabled():
+            return units.sgn() * scale, None
+        signs = torch.empty_like(units)
+        for values, out in zip(_parts(units), _parts(signs), strict=True):
+            torch.sgn(values, out=out).mul_(scale)
+        return signs, None
+
+
+def _parts(values: Tensor) -> Sequence[Tensor]:
+    """A few timesteps each on a CPU, all of them on another device."""
+    if values.device.type != "cpu" or values.numel() <= _CACHED:
+        return (values,)
+    return values.split(max(1, _CACHED // values[0].numel()))
 
 
 class EnergyLoss(ListeningLoss):
