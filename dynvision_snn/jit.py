@@ -9,11 +9,50 @@ who edits an inner function of another file deletes the kept ``*.nbi`` of those 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from numba import njit
+from numba.core import event
+
+
+class _Compiling(event.Listener):
+    """Adds up the time that this package's functions take to compile, inner ones in outer ones."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth, self._since = 0, 0.0
+
+    def on_start(self, event: event.Event) -> None:
+        """A function begins to compile."""
+        if _is_ours(event):
+            if not self._depth:
+                self._since = time.perf_counter()
+            self._depth += 1
+
+    def on_end(self, event: event.Event) -> None:
+        """It is compiled."""
+        if _is_ours(event):
+            self._depth -= 1
+            if not self._depth:
+                self.seconds += time.perf_counter() - self._since
+
+
+def _is_ours(event: event.Event) -> bool:
+    module: str = event.data["dispatcher"].py_func.__module__
+    return module.startswith(f"{__package__}.")
+
+
+# What is compiled is kept by numba for the whole process, and so is the time that it took.
+_COMPILING = _Compiling()
+event.register("numba:compile", _COMPILING)
+
+
+def seconds_compiling() -> float:
+    """How long this process has compiled so far; 0 where all was read from disk."""
+    return _COMPILING.seconds
 
 
 def inner(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.layerwise import LayerRun
 from dynvision_snn.engine.listeners import check_hooks, check_listeners
 from dynvision_snn.engine.plan import LayerPlan, make_plan, signature_of
-from dynvision_snn.engine.scans.backends import backend_for
+from dynvision_snn.engine.scans.backends import BackendName, backend_for, compilation
 from dynvision_snn.engine.step import run_idle, run_steps
 from dynvision_snn.engine.time_loop import loops_by_itself, trace_loop
 from dynvision_snn.engine.timed import Timed, map_timed
@@ -67,7 +67,7 @@ class Engine:
         self._loops = False
         self._refusal = "it has not run yet"
         self._signature: tuple[Any, ...] | None = None
-        self._backend = ""
+        self._backend: BackendName | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes a plan of its own modules.
@@ -158,9 +158,10 @@ class Engine:
 
     def explain(self) -> str:
         """The plan in words."""
-        if self._refusal or self._plan is None:
+        if self._refusal or self._plan is None or self._backend is None:
             return f"step by step, as its library would: {self._refusal}."
-        lines = [f"layer by layer, scans by {self._backend}"]
+        cost = compilation(self._backend)
+        lines = [f"layer by layer, scans by {self._backend}" + (f" ({cost})" if cost else "")]
         if not self._plan.traced.starts_alike:
             lines.append("  the first timestep as it is: its forward makes its own first states")
         for part in self._plan.parts:

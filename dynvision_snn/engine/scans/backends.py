@@ -146,6 +146,14 @@ def backend_for(currents: Tensor) -> BackendName:
     return "torch"
 
 
+def compilation(name: BackendName) -> str:
+    """What a backend's first use cost, in words; empty where it compiles nothing on a CPU."""
+    if name != "numba":
+        return ""
+    seconds = import_module("dynvision_snn.jit").seconds_compiling()
+    return f"compiled in {seconds:.1f} s" if seconds else "compiled before, read from disk"
+
+
 @cache
 def _is_installed(name: str) -> bool:
     return name == "torch" or find_spec(name) is not None
