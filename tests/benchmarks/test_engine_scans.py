@@ -9,9 +9,11 @@ from it by ``MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import norse.torch as norse
 import pytest
@@ -19,7 +21,10 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from dynvision_snn.engine import products, timed
 from dynvision_snn.engine.choosing import EngineName
+from dynvision_snn.engine.products import dense
+from dynvision_snn.engine.scans import scan
 from dynvision_snn.losses import EnergyLoss
 from dynvision_snn.model import wrap
 from dynvision_snn.presentation import Presentation
@@ -211,3 +216,51 @@ def test_speed(name: str, benchmark: Callable[..., object]) -> None:
         row += f"; SpikingJelly {other:7.1f} ms, {other / mine:5.2f}x"
     print(f"\n{row}")
     benchmark.pedantic(planned, rounds=3)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def without(idea: str) -> Iterator[None]:
+    """The layer engine with one of its ideas left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        match idea:
+            case "fused scans":
+                patch.setattr(sys.modules[scan.__module__], "backend_for", lambda x: "torch")
+            case "chunks in cache":
+                patch.setattr(timed, "_CHUNK", 1 << 62)
+            case "sums over entries":
+                patch.setattr(products, "_WORTH", 1 << 62)
+            case "oneDNN":
+                patch.setattr(dense, "_WORTH", 1 << 62)
+        yield
+
+
+IDEAS = ("nothing", "shown once", "fused scans", "chunks in cache", "sums over entries", "oneDNN")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "LIF" not in name])
+def test_what_each_idea_gives(name: str, benchmark: Callable[..., object]) -> None:
+    """Training steps of the layer engine, each without one idea, in turn, and of the others."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    lead = () if case.constant else (case.steps,)
+    inputs = torch.rand(*lead, BATCH, *case.shape)
+    if case.spikes:
+        inputs = (inputs < case.spikes).float()
+    steps = [inputs] * case.steps if case.constant else list(inputs)
+    runs = {"own loop": own_loop(case.build(), steps)}
+    for idea in IDEAS:
+        if idea == "shown once" and case.constant:
+            whole = inputs.expand(case.steps, *inputs.shape).clone()
+            runs[idea] = ours(case.build(), replace(case, constant=False), whole, "layer")
+        elif idea != "shown once":
+            runs[idea] = ours(case.build(), case, inputs, "layer")
+    times: dict[str, list[float]] = {kind: [] for kind in runs}
+    for _ in range(9):
+        for kind, run in runs.items():
+            with without(kind):
+                start = time.perf_counter()
+                run()
+                times[kind].append(1e3 * (time.perf_counter() - start))
+    told = ", ".join(f"without {kind} {min(found[1:]):.1f}" for kind, found in times.items())
+    print(f"\n{name:34s} ms: {told.replace('without own', 'own')}")
+    benchmark.pedantic(runs["nothing"], rounds=1)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynvision_snn.engine.products import dense
+from dynvision_snn.engine.products import dense as dense
 
 # Multiplications of the dense product that make a look at its input worth it, and units below which
 # a dense product is as fast.
