@@ -65,6 +65,9 @@ def activity(values: Tensor, p: float, active: Tensor | None = None) -> Tensor:
 # Floats that are read and written again while they are in cache, where there are many timesteps.
 _CACHED = 1 << 18
 
+# Floats of an output that is worth an operation of its own; smaller ones wait for each other.
+_ALONE = 1 << 16
+
 
 class _Magnitude(Function):
     """``sum_t sum_u |a| / n_units`` as one node of the graph: it is taken at every timestep."""
@@ -142,6 +145,7 @@ class EnergyLoss(ListeningLoss):
     monitor: Monitor | None
     _adapters: tuple[Adapter, ...]
     _energies: dict[str, Tensor]
+    _waiting: dict[str, list[tuple[Tensor, int]]]
     _timesteps: dict[str, int]
     _active: dict[str, int | Tensor]
 
@@ -191,11 +195,13 @@ class EnergyLoss(ListeningLoss):
         """Forgets what was observed since the loss was last taken."""
         super().reset()
         self._energies = {}
+        self._waiting = {}
         self._timesteps = {}
         self._active = {}
 
     def _fresh(self) -> dict[str, Any]:
-        return super()._fresh() | {"_energies": {}, "_timesteps": {}, "_active": {}}
+        empty: dict[str, Any] = {"_energies": {}, "_waiting": {}, "_timesteps": {}, "_active": {}}
+        return super()._fresh() | empty
 
     # -- observing --------------------------------------------------------------------------------
 
@@ -208,18 +214,44 @@ class EnergyLoss(ListeningLoss):
                 "Monitor another module (monitor=)."
             )
         self._check_recomputed(observation)
-        # Recomputed under checkpointing, too: autograd must see the same operations again.
-        energy = activity(observation.output, self.p, observation.active)
+        name, output, active = observation.name, observation.output, observation.active
         if observation.recomputed:
+            # Autograd must see the same operations again.
+            activity(output, self.p, active)
             return
-        self._check_same_accumulation(observation.name, energy.shape[0])
-        name = observation.name
-        if name in self._energies:
-            energy = self._energies[name].to(energy.device) + energy
-        self._energies[name] = energy
+        self._check_same_accumulation(name, output.shape[1])
+        if active is None and _can_wait(output):
+            before = self._waiting.get(name)
+            if before and _form(before[-1][0]) != _form(output):
+                self._catch_up(name)
+            waiting = self._waiting.setdefault(name, [])
+            waiting.append((output, output._version))
+            if len(waiting) * output.numel() >= _CACHED:
+                self._catch_up(name)
+        else:
+            self._add(name, activity(output, self.p, active))
         steps = observation.t1 - observation.t0
         self._timesteps[name] = self._timesteps.get(name, 0) + steps
         self._active[name] = self._active.get(name, 0) + observation.n_active
+
+    def _add(self, name: str, energy: Tensor) -> None:
+        before = self._energies.get(name)
+        self._energies[name] = energy if before is None else before.to(energy.device) + energy
+
+    def _catch_up(self, name: str) -> None:
+        """Adds the activity of outputs that waited, by one operation for all of them.
+
+        Raises:
+            LossError: if one was changed since it was observed.
+        """
+        waiting = self._waiting.pop(name)
+        if any(output._version != version for output, version in waiting):
+            self.reset()
+            raise LossError(
+                f"what layer {name!r} returned was changed in place before the loss was taken, so "
+                "that its gradient is lost. Change a copy: x = x * mask instead of x *= mask."
+            )
+        self._add(name, activity(torch.cat([output for output, _ in waiting]), self.p))
 
     def forward(
         self,
@@ -249,6 +281,8 @@ class EnergyLoss(ListeningLoss):
                 was not called, or if layers were observed a different number of times.
         """
         self._check_attached()
+        for name in list(self._waiting):
+            self._catch_up(name)
         if not self._energies:
             raise LossError(
                 "EnergyLoss observed no timestep since it was last taken. Run the model that its "
@@ -285,6 +319,23 @@ class EnergyLoss(ListeningLoss):
         """The arguments, as the module prints them."""
         p = "inf" if math.isinf(self.p) else f"{self.p:g}"
         return f"reduction={self.reduction!r}, p={p}, monitored={list(self.monitored)}"
+
+
+def _can_wait(output: Tensor) -> bool:
+    """Whether an output of few values can be looked at later, together with others.
+
+    The graph keeps it anyway, and allows no one to change it meanwhile. What activation
+    checkpointing drops must be looked at where it is computed.
+    """
+    return (
+        output.requires_grad
+        and output.numel() <= _ALONE
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    )
+
+
+def _form(output: Tensor) -> tuple[object, ...]:
+    return output.shape[1:], output.dtype, output.device
 
 
 def _monitored(modules: Sequence[Watched], monitor: Monitor | None) -> list[Watched]:

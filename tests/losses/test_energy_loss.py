@@ -776,3 +776,61 @@ def test_checkpointing_of_samples_of_different_lengths_is_refused(lengths):
             return
         with pytest.raises(LossError, match="different lengths"):
             loss.backward()
+
+
+# -- outputs of few values, which are looked at together -------------------------------------------
+
+
+class Growing(nn.Module):
+    """A layer whose output has more units at some timesteps than at others."""
+
+    def forward(self, x: Tensor, units: int) -> Tensor:
+        return x[:, :units].relu()
+
+
+@given(
+    units=st.lists(st.integers(1, 2000), min_size=1, max_size=12),
+    batch_size=st.integers(1, 70),
+    p=st.sampled_from([1, 2]),
+)
+def test_outputs_that_wait_for_each_other_count_as_one_by_one(
+    units: list[int], batch_size: int, p: int
+) -> None:
+    values = torch.randn(len(units), batch_size, 2000, dtype=torch.float64, requires_grad=True)
+    layer = Growing()
+    energy = EnergyLoss(p=p, monitor=Growing)
+    net = nn.ModuleList([layer])
+    energy.register_hooks(net)
+    shown = [layer(value, n) for value, n in zip(values, units, strict=True)]
+    taken = energy(None, None)
+    norms = [
+        torch.linalg.vector_norm(output, ord=p, dim=1) / n
+        for output, n in zip(shown, units, strict=True)
+    ]
+    expected = torch.stack(norms).mean(0).mean()
+    torch.testing.assert_close(taken, expected)
+    theirs = torch.autograd.grad(expected, values, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(taken, values), theirs)
+
+
+def test_an_output_that_is_changed_in_place_before_the_loss_is_taken_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    energy = EnergyLoss(monitor=nn.ReLU)
+    energy.register_hooks(net)
+    output = net(torch.ones(2, 3))
+    output *= 2
+    with pytest.raises(LossError, match="changed in place before the loss was taken"):
+        energy(None, None)
+    net(torch.ones(2, 3))
+    assert energy(None, None).isfinite()
+
+
+def test_without_a_gradient_an_output_may_be_changed_in_place() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    energy = EnergyLoss(monitor=nn.ReLU)
+    energy.register_hooks(net)
+    with torch.no_grad():
+        output = net(torch.ones(2, 3))
+        expected = output.mean(1).mean()
+        output *= 2
+    torch.testing.assert_close(energy(None, None), expected)
