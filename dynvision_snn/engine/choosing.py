@@ -24,6 +24,10 @@ from dynvision_snn.observation import Attachment, Run, RunHost
 EngineName = Literal["auto", "step", "layer"]
 
 
+# Sizes of runs whose plans are kept; data of other lengths in every batch would pile them up.
+_MOST_PLANS = 32
+
+
 class Shown(Protocol):
     """What a run shows; see `model`."""
 
@@ -146,6 +150,8 @@ class Engine:
         # What a time loop does is known of the sizes that it was traced with.
         sizes = (n_steps, *example.shape, str(example.device)) if self._loops else ()
         if sizes not in self._plans:
+            if len(self._plans) >= _MOST_PLANS:
+                del self._plans[next(iter(self._plans))]
             try:
                 self._plans[sizes] = _plan(net, adapters, calling, example, n_steps, self._loops)
             except Refusal as refusal:
