@@ -92,6 +92,15 @@ class Case:
     steps: int = 50
     spikes: float = 0.0
 
+    def drawn(self) -> tuple[Tensor, list[Tensor]]:
+        """The input, and what it shows at each timestep."""
+        torch.manual_seed(0)
+        lead = () if self.constant else (self.steps,)
+        inputs = torch.rand(*lead, BATCH, *self.shape)
+        if self.spikes:
+            inputs = (inputs < self.spikes).float()
+        return inputs, [inputs] * self.steps if self.constant else list(inputs)
+
 
 CASES = {
     "MLP, constant image": Case(mlp, (784,)),
@@ -197,12 +206,7 @@ def shortest(run: Callable[[], None], repeats: int = 12) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_speed(name: str, benchmark: Callable[..., object]) -> None:
     case = CASES[name]
-    torch.manual_seed(0)
-    lead = () if case.constant else (case.steps,)
-    inputs = torch.rand(*lead, BATCH, *case.shape)
-    if case.spikes:
-        inputs = (inputs < case.spikes).float()
-    steps = [inputs] * case.steps if case.constant else list(inputs)
+    inputs, steps = case.drawn()
     # A net of its own for each: hooks of one would slow the others.
     planned = ours(case.build(), case, inputs, "layer")
     theirs = shortest(own_loop(case.build(), steps))
@@ -241,12 +245,7 @@ IDEAS = ("nothing", "shown once", "fused scans", "chunks in cache", "sums over e
 def test_what_each_idea_gives(name: str, benchmark: Callable[..., object]) -> None:
     """Training steps of the layer engine, each without one idea, in turn, and of the others."""
     case = CASES[name]
-    torch.manual_seed(0)
-    lead = () if case.constant else (case.steps,)
-    inputs = torch.rand(*lead, BATCH, *case.shape)
-    if case.spikes:
-        inputs = (inputs < case.spikes).float()
-    steps = [inputs] * case.steps if case.constant else list(inputs)
+    inputs, steps = case.drawn()
     runs = {"own loop": own_loop(case.build(), steps)}
     for idea in IDEAS:
         if idea == "shown once" and case.constant:
