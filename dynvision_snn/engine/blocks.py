@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from dynvision_snn.adapters import Layer
-from dynvision_snn.engine.tracing import Refusal
+from dynvision_snn.engine.tracing import Refusal, rebuilt
 from dynvision_snn.engine.unrolling import Unrolled
 
 NOT_ALIKE = "its timesteps are not all computed alike"
@@ -170,14 +170,6 @@ def mapped(function: Callable[[fx.Node], Any], value: Any) -> Any:
     """`value` with every node replaced, in plain containers."""
     if isinstance(value, fx.Node):
         return function(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(function, item) for item in value))
-    if isinstance(value, tuple):
-        return tuple(mapped(function, item) for item in value)
-    if isinstance(value, list):
-        return [mapped(function, item) for item in value]
-    if isinstance(value, dict):
-        return {key: mapped(function, item) for key, item in value.items()}
     if isinstance(value, slice):
         return slice(*(mapped(function, item) for item in (value.start, value.stop, value.step)))
-    return value
+    return rebuilt(lambda item: mapped(function, item), value)

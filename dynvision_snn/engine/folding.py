@@ -25,7 +25,7 @@ from dynvision_snn.engine.blocks import (
     mapped,
 )
 from dynvision_snn.engine.over_time import stacked_from, swaps
-from dynvision_snn.engine.tracing import Refusal, Traced
+from dynvision_snn.engine.tracing import Refusal, Traced, rebuilt
 from dynvision_snn.engine.unrolling import Unrolled
 
 
@@ -131,8 +131,7 @@ class _Folding:
 
     def _first_value(self, first: Any) -> Any:
         if isinstance(first, tuple | list):
-            items = [self._first_value(item) for item in first]
-            return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+            return rebuilt(self._first_value, first)
         if first is None or isinstance(first, int | float):
             return first
         node = self._by_name[first.name] if isinstance(first, Constant) else self._inputs

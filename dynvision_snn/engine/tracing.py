@@ -353,19 +353,20 @@ def _is_variable(value: Any) -> bool:
 def _nodes(value: Any) -> Any:
     if isinstance(value, fx.Proxy):
         return value.node
-    return _rebuilt(_nodes, value)
+    return rebuilt(_nodes, value)
 
 
 def _fresh_containers(value: Any) -> Any:
-    return _rebuilt(_fresh_containers, value)
+    return rebuilt(_fresh_containers, value)
 
 
 def thawed(value: Any) -> Any:
     """Fx keeps lists and dicts in immutable forms of its own."""
-    return _rebuilt(thawed, value)
+    return rebuilt(thawed, value)
 
 
-def _rebuilt(function: Any, value: Any) -> Any:
+def rebuilt(function: Any, value: Any) -> Any:
+    """`value` with `function` applied to what its container holds, in a plain one."""
     if isinstance(value, dict):
         return {key: function(item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
