@@ -13,16 +13,15 @@ from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.folding import folded
 from dynvision_snn.engine.over_time import OverTime
 from dynvision_snn.engine.tracing import (
-    UNTRACEABLE,
     Refusal,
     Traced,
     attributes_of,
     check_attributes,
     steps_of,
+    traceable,
 )
 from dynvision_snn.engine.unrolling import unrolled
 from dynvision_snn.engine.witness import left_as_found, witnessed
-from dynvision_snn.errors import DynvisionError
 
 
 def loops_by_itself(calling: Calling, adapters: Adapters, net: nn.Module) -> bool:
@@ -79,15 +78,12 @@ def trace_loop(
             return folded(unrolled(net, calling, adapters, layers, inputs), layers)
 
         before = attributes_of(net)
-        try:
+        with traceable("its time loop"):
             # Under both gradient modes: a forward that sets one is told from one that does not.
             with torch.enable_grad():
                 one = traced()
             with torch.no_grad():
                 other = traced()
-        except (*UNTRACEABLE, DynvisionError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise Refusal(f"its time loop cannot be traced ({reason})") from error
         states = {f"{layer.name}.{s}" for layer in layers.values() for s in _held(layer)}
         written = {name for name, *_ in before.keys() ^ attributes_of(net).keys()} - states
     if written:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from dynvision_snn.engine.witness import left_as_found, witnessed
 from dynvision_snn.errors import DynvisionError
 
 # What a forward raises that looks at its input's values or shapes, or writes into it.
-UNTRACEABLE = (
+_UNTRACEABLE = (
     TraceError,
     TypeError,
     ValueError,
@@ -113,16 +114,13 @@ def trace(
     form, like = _forms(net, calling, layers, example)
     with left_as_found(net.modules()), witnessed(net, ()):
         before = attributes_of(net)
-        try:
+        with traceable("its forward"):
             # Under both gradient modes: a forward that sets one is told from one that does not.
             with torch.enable_grad():
                 traced = Tracer(adapters, layers).traced(net, calling, form, like)
             with torch.no_grad():
                 again = Tracer(adapters, layers).traced(net, calling, form, like)
             fresh = Tracer(adapters, layers).traced(net, calling, calling.initial_states, like)
-        except (*UNTRACEABLE, DynvisionError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise Refusal(f"its forward cannot be traced ({reason})") from error
         written = before.keys() ^ attributes_of(net).keys()
     if written:
         names = ", ".join(sorted({name for name, *_ in written}))
@@ -135,6 +133,16 @@ def trace(
     traced = replace(traced, starts_alike=alike)
     check_attributes(traced, layers)
     return traced
+
+
+@contextmanager
+def traceable(what: str) -> Iterator[None]:
+    """Refuses `what` where it cannot be traced, with the reason."""
+    try:
+        yield
+    except (*_UNTRACEABLE, DynvisionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise Refusal(f"{what} cannot be traced ({reason})") from error
 
 
 def check_attributes(traced: Traced, layers: Mapping[nn.Module, Layer]) -> None:
