@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from dynvision_snn.energy import HardwareProfile, Joules
 from dynvision_snn.energy.breakeven import break_even
-from dynvision_snn.errors import EnergyWarning
+from dynvision_snn.energy.pricing import unwarned
 from dynvision_snn.moments import SETTLING
 from dynvision_snn.presentation import Presentation
 from dynvision_snn.report.numbers import MeanSD
@@ -114,23 +113,20 @@ def ratio(value: Value, base: Value) -> float | None:
 
 def joules_of(simulation: Simulation, profile: HardwareProfile) -> Joules:
     """Energy per sample; what its profile lacks is shown by whoever asks, so nobody is warned."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EnergyWarning)
+    with unwarned():
         return simulation.budget.joules(profile)
 
 
 def joules_by_layer(runs: Sequence[Simulation], profile: HardwareProfile) -> dict[str, float]:
     """J per sample of each layer, the mean over runs of one model."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EnergyWarning)
+    with unwarned():
         each = [run.budget.joules(profile, by="layer") for run in runs]
     return {layer: statistics.fmean(float(run[layer]) for run in each) for layer in each[0]}
 
 
 def energy_over_time(runs: Sequence[Simulation], profile: HardwareProfile) -> list[float]:
     """J per sample at every timestep, idle time first, the mean over runs of one model."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EnergyWarning)
+    with unwarned():
         each = []
         for run in runs:
             during = run.budget.joules(profile, by="timestep")

@@ -11,7 +11,6 @@ costs, whatever the price is.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,8 +19,8 @@ import torch
 from dynvision_snn.energy.budget import EnergyBudget
 from dynvision_snn.energy.hardware import ProfileLike, resolve_profile
 from dynvision_snn.energy.layers import LayerCounts
-from dynvision_snn.energy.pricing import si
-from dynvision_snn.errors import EnergyError, EnergyWarning
+from dynvision_snn.energy.pricing import si, unwarned
+from dynvision_snn.errors import EnergyError
 
 Price = ProfileLike | Callable[[EnergyBudget], float]
 """A hardware profile, or any function of a budget, such as a `MemoryModel`."""
@@ -134,8 +133,7 @@ def _whole_price(other: EnergyBudget, price: Price) -> float:
     if callable(price):
         return priced(other, price)
     profile = resolve_profile(price)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EnergyWarning)
+    with unwarned():
         joules = other.joules(profile)
     if joules.lacks_synops:
         raise EnergyError(

@@ -9,12 +9,15 @@ as lacking, and the sum is a lower bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from dynvision_snn.energy.hardware import HardwareProfile
+from dynvision_snn.errors import EnergyWarning
 
 Amount = TypeVar("Amount", float, Tensor)
 
@@ -89,6 +92,14 @@ class Joules(float):
 
     def __format__(self, spec: str) -> str:
         return format(float(self), spec) if spec else str(self)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Prices without the warning of what they lack, which whoever asks for them sees to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EnergyWarning)
+        yield
 
 
 def operations(profile: HardwareProfile, counts: Mapping[str, Amount]) -> dict[str, Amount]:

@@ -18,7 +18,6 @@ about its limit.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
@@ -28,8 +27,8 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter
 from dynvision_snn.energy import EnergyBudget, HardwareProfile, Joules, resolve_profile
-from dynvision_snn.energy.pricing import TERM_NAMES
-from dynvision_snn.errors import EnergyWarning, LossError, TrainingError, known_names
+from dynvision_snn.energy.pricing import TERM_NAMES, unwarned
+from dynvision_snn.errors import LossError, TrainingError, known_names
 from dynvision_snn.losses import BaseLoss, EnergyLoss, SynopsLoss
 from dynvision_snn.model import TimedModel
 from dynvision_snn.presentation_batch import AnyPresentation
@@ -250,8 +249,7 @@ SYMBOLS: Mapping[Unit, str] = {
 
 def _complete(budget: EnergyBudget, profile: HardwareProfile) -> Joules:
     """Joules in which no synaptic operation is left out, since a limit on the rest says nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EnergyWarning)
+    with unwarned():
         joules = budget.joules(profile)
     if joules.lacks_synops:
         raise TrainingError(

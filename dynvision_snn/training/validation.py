@@ -7,7 +7,6 @@ and what the training last saw stays what it last saw.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.energy import EnergyBudget, EnergyMeter, HardwareProfile
-from dynvision_snn.errors import DataError, EnergyWarning
+from dynvision_snn.energy.pricing import unwarned
+from dynvision_snn.errors import DataError
 from dynvision_snn.loading import LoadedBatch, check_answers
 from dynvision_snn.losses import Criterion, CrossEntropyLoss
 from dynvision_snn.model import TimedModel
@@ -215,7 +215,6 @@ def firing_rate(budget: EnergyBudget) -> float:
 
 def logged_joules(budget: EnergyBudget, profile: HardwareProfile) -> float:
     """Joules, NaN where the profile leaves synaptic operations out: no lower bound is logged."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EnergyWarning)
+    with unwarned():
         joules = budget.joules(profile)
     return math.nan if joules.lacks_synops else float(joules)
