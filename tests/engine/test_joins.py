@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from models import CLASSES, DT, FEATURES, HIDDEN, leaky
 from test_layer_plans import (
     BATCH,
-    Hears,
     check_close,
     check_flips_only_at_the_threshold,
     check_gradients,
@@ -168,11 +167,7 @@ def test_any_of_them_is_the_step_engines(
     seed: int,
 ) -> None:
     models = both(lambda: LIBRARIES[library](blocks), seed)
-    listeners = [Hears(model) for model in models]
-    with torch.no_grad():
-        for model in models:
-            model(stimuli(presentation, seed), presentation)
-    check_flips_only_at_the_threshold(*listeners)
+    check_flips_only_at_the_threshold(*models, stimuli(presentation, seed), presentation)
 
 
 class Axes(nn.Module):

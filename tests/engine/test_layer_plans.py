@@ -542,15 +542,16 @@ def test_a_spike_flips_only_at_the_threshold(
     """Anything drawn: what differs by more than rounding follows a membrane at its threshold."""
     presentation = Presentation(pattern, dt=DT, idle_time=float(idle))
     shown = images(presentation, seed)
-    step, auto = both(name, seed, mode=False)
-    listeners = [Hears(model) for model in (step, auto)]
+    check_flips_only_at_the_threshold(*both(name, seed, mode=False), shown, presentation)
+
+
+def check_flips_only_at_the_threshold(
+    step: TimedModel, auto: TimedModel, shown: Tensor, presentation: Presentation | None
+) -> None:
+    theirs, mine = Hears(step), Hears(auto)
     with torch.no_grad():
         for model in (step, auto):
             model(shown, presentation)
-    check_flips_only_at_the_threshold(*listeners)
-
-
-def check_flips_only_at_the_threshold(theirs: Hears, mine: Hears) -> None:
     for layer in theirs.heard:
         other, one = theirs.values(layer)["output"], mine.values(layer)["output"]
         assert other is not None

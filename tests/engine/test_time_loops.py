@@ -417,12 +417,7 @@ def test_a_spike_flips_only_at_the_threshold(
 ) -> None:
     presentation = Presentation(pattern, dt=DT, idle_time=float(idle))
     shown = images(presentation, seed)
-    step, auto = both(name, seed, mode=False)
-    listeners = [Hears(model) for model in (step, auto)]
-    with torch.no_grad():
-        for model in (step, auto):
-            model(shown, presentation)
-    check_flips_only_at_the_threshold(*listeners)
+    check_flips_only_at_the_threshold(*both(name, seed, mode=False), shown, presentation)
 
 
 def test_another_number_of_timesteps_or_samples_is_another_plan() -> None:
