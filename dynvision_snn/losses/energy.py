@@ -278,7 +278,8 @@ class EnergyLoss(ListeningLoss):
 
         Raises:
             LossError: without hooks, without an observed timestep, if a layer that `monitor` names
-                was not called, or if layers were observed a different number of times.
+                was not called, if layers were observed a different number of times, or if what one
+                returned was changed in place.
         """
         self._check_attached()
         for name in list(self._waiting):
