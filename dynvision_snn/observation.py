@@ -21,7 +21,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -111,8 +112,7 @@ class Run:
         return None if self.n_timesteps is None else self.n_timesteps + self.idle_steps
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Observation:
+class Observation(NamedTuple):
     """One call of a layer, or a part of it, in time-first layout.
 
     Attributes:
@@ -139,7 +139,7 @@ class Observation:
     inputs: Tensor | None
     output: Tensor | None
     membrane: Tensor | None = None
-    state: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = MappingProxyType({})
     presynaptic: tuple[Tensor | None, ...] = ()
     recomputed: bool = False
 
@@ -267,40 +267,47 @@ class RunHost(nn.Module):
                 stack.callback(attachment.end_run)
 
 
-def _call(function: Callable[[tuple[Any, ...]], None], called: tuple[Any, ...]) -> None:
-    function(called)
+def _call(function: Callable[..., None], called: tuple[Any, ...]) -> None:
+    function(*called)
 
 
-def _uncompiled(function: Callable[..., None]) -> Callable[..., None]:
-    """`function`, not traced by a compiled model that calls it, which breaks its graph instead.
+def _as_is() -> Callable[..., None] | None:
+    """Calls a function that a compiled model must not trace: its graph breaks there instead.
 
-    Where the compiler was never imported there is none, and importing it takes seconds.
+    None where the compiler was never imported: there is none, and importing it takes seconds.
     """
     if "torch._dynamo" not in sys.modules:
-        return function
-    disabled: Callable[..., None] = torch._dynamo.disable(function)
+        return None
+    disabled: Callable[..., None] = torch._dynamo.disable(_call)
     return disabled
 
 
 class LayerHook:
     """The hook on one module. Deep copies and pickles of it are inert."""
 
-    __slots__ = ("_attachment", "as_is", "watched")
+    __slots__ = ("_as_is", "_attachment", "watched")
 
     def __init__(
         self, attachment: Attachment | None = None, watched: Watched | None = None
     ) -> None:
         self._attachment = None if attachment is None else weakref.ref(attachment)
         self.watched = watched
-        self.as_is = _uncompiled(_call)
+        self._as_is = _as_is()
 
     @property
     def attachment(self) -> Attachment | None:
         """The attachment that this hook reports to, if it is still there."""
         return None if self._attachment is None else self._attachment()
 
-    def __call__(self, *args: Any) -> None:
-        """An inert hook does nothing."""
+    def __call__(self, *called: Any) -> None:
+        """Reports one call."""
+        if self._as_is is None:
+            self.report(*called)
+        else:
+            self._as_is(self.report, called)
+
+    def report(self, *called: Any) -> None:
+        """An inert hook reports nothing."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHook:
         return LayerHook()
@@ -310,22 +317,20 @@ class LayerHook:
 
 
 class _BeforeHook(LayerHook):
-    def __call__(self, *called: Any) -> None:
-        self.as_is(self._before, called)
+    __slots__ = ()
 
-    def _before(self, called: tuple[Any, ...]) -> None:
-        _, args, kwargs = called
+    def report(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         attachment = self.attachment
         if attachment is not None and self.watched is not None:
             attachment.about_to_call(self.watched, args, kwargs)
 
 
 class _AfterHook(LayerHook):
-    def __call__(self, *called: Any) -> None:
-        self.as_is(self._after, called)
+    __slots__ = ()
 
-    def _after(self, called: tuple[Any, ...]) -> None:
-        _, args, kwargs, output = called
+    def report(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
         attachment = self.attachment
         if attachment is not None and self.watched is not None:
             attachment.called(self.watched, Call(args, kwargs, output))
@@ -505,10 +510,12 @@ class Attachment:
         listener = self._listener()
         if listener is None:
             return
-        if observation.t0 < 0 < observation.t1:
+        if observation.t0 >= 0:
+            listener.observe(observation)
+        elif observation.t1 > 0:
             self.deliver(observation.part(observation.t0, 0))
             self.deliver(observation.part(0, observation.t1))
-        elif observation.t0 >= 0 or listener.hears_idle:
+        elif listener.hears_idle:
             listener.observe(observation)
 
     def _observed(self, watched: Watched, call: Call, *, membranes: bool) -> Observation:
@@ -517,31 +524,31 @@ class Attachment:
         recomputed = is_recomputing()
         run = self._ended if recomputed and self._run.n_timesteps is None else self._run
         before = self._before.pop(watched.name, ())
-        if layer is None:
-            reading = Reading(next(tensors_of(call.output), None))  # type: ignore[arg-type]
-        else:
-            reading = layer.adapter.read(watched.module, call)
-            if before:
-                before = layer.adapter.presynaptic_sequence(watched.module, before, call, reading)
         rhythm, total = self._rhythm(watched, run), run.total_steps
+        reading = _reading(watched, call, whole=membranes or bool(before))
+        if layer is not None and before:
+            before = layer.adapter.presynaptic_sequence(watched.module, before, call, reading)
+            before = tuple(_arranged(value, rhythm, total) for value in before)
         output = _arranged(reading.output, rhythm, total)
         n_steps = 1 if output is None else output.shape[0]
         t0 = self._timestep(watched, rhythm, n_steps, recomputed)
-        return Observation(
-            name=watched.name,
-            module=watched.module,
-            layer=layer,
-            run=run,
-            t0=t0,
-            t1=t0 + n_steps,
-            inputs=_arranged(call.inputs, rhythm, total),
-            output=output,
-            membrane=_arranged(reading.membrane, rhythm, total) if membranes else None,
-            state={name: rhythm.time_first(value, total) for name, value in reading.state.items()}
-            if membranes
-            else {},
-            presynaptic=tuple(_arranged(value, rhythm, total) for value in before),
+        observed = Observation(
+            watched.name,
+            watched.module,
+            layer,
+            run,
+            t0,
+            t0 + n_steps,
+            _arranged(call.inputs, rhythm, total),
+            output,
+            presynaptic=before,
             recomputed=recomputed,
+        )
+        if not membranes:
+            return observed
+        return observed._replace(
+            membrane=_arranged(reading.membrane, rhythm, total),
+            state={name: rhythm.time_first(value, total) for name, value in reading.state.items()},
         )
 
     def _rhythm(self, watched: Watched, run: Run) -> Rhythm:
@@ -577,6 +584,18 @@ class Attachment:
 def is_recomputing() -> bool:
     """Whether a backward is under way, and what runs is a checkpoint's second forward."""
     return torch._C._current_graph_task_id() != -1
+
+
+def _reading(watched: Watched, call: Call, *, whole: bool) -> Reading:
+    """What a call yielded: all that its layer shows, or the output alone."""
+    layer, output = watched.layer, call.output
+    if layer is None:
+        if not isinstance(output, Tensor):
+            output = next(tensors_of(output), None)
+        return Reading(output)
+    if whole:
+        return layer.adapter.read(watched.module, call)
+    return Reading(layer.adapter.output(watched.module, call))
 
 
 def _arranged(value: Any, rhythm: Rhythm, n_timesteps: int | None) -> Tensor | None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -64,8 +65,7 @@ class LayerTraits:
     caveats: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One forward call of a module, as a hook sees it."""
 
     args: tuple[Any, ...]
@@ -85,8 +85,7 @@ class Call:
         return first[0] if isinstance(first, tuple | list) else first
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What one call of a layer yielded, in the library's own layout.
 
     Attributes:
@@ -97,7 +96,7 @@ class Reading:
 
     output: Tensor
     membrane: Tensor | None = None
-    state: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +167,10 @@ class Adapter(ABC):
     @abstractmethod
     def read(self, module: nn.Module, call: Call) -> Reading:
         """Output, membrane and further state of one call."""
+
+    def output(self, module: nn.Module, call: Call) -> Tensor:
+        """The output alone, as `read` would give it; for those who want no more of many calls."""
+        return self.read(module, call).output
 
     def state(self, module: nn.Module) -> dict[str, Any]:
         """State variables that the module keeps between calls, by name; by reference."""

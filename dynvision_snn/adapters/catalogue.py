@@ -57,6 +57,9 @@ def library_class(module: nn.Module, library: str) -> type | None:
 
 def row_of(module: nn.Module, table: Mapping[type[nn.Module], Row]) -> Row:
     """The row of a module that is known to have one."""
+    row = table.get(type(module))
+    if row is not None:
+        return row
     return next(table[cls] for cls in type(module).__mro__ if cls in table)
 
 

@@ -89,18 +89,23 @@ class NorseAdapter(Adapter):
         an integrator's output is its membrane, and a spiking layer's membrane is not shown.
         """
         neuron = row_of(module, TABLE)
-        output, state = call.output
-        if output.is_sparse:
-            raise AdapterError(
-                f"{type(module).__name__} was given sparse input and returns sparse spikes, which "
-                "are not served. Pass dense input: x.to_dense()."
-            )
+        output, state = self.output(module, call), call.output[1]
         if neuron.sequence and not _any(module).record_states:
             return Reading(output, output if neuron.role is Role.INTEGRATOR else None)
         values = flat(state)
         return Reading(
             output, values["v"], {STATE_NAMES[name]: values[name] for name in neuron.state}
         )
+
+    def output(self, module: nn.Module, call: Call) -> Tensor:
+        """The first of what a call returns."""
+        output: Tensor = call.output[0]
+        if output.is_sparse:
+            raise AdapterError(
+                f"{type(module).__name__} was given sparse input and returns sparse spikes, which "
+                "are not served. Pass dense input: x.to_dense()."
+            )
+        return output
 
     def synapses(self, module: nn.Module) -> Sequence[InnerSynapses]:
         """Input, recurrent and coupling weights, which Norse applies without a module."""

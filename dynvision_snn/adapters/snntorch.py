@@ -89,6 +89,11 @@ class SnnTorchAdapter(Adapter):
             return Reading(output, output)
         return Reading(output, rest[0] if rest else None)
 
+    def output(self, module: nn.Module, call: Call) -> Tensor:
+        """The spikes alone; the module's state, which takes longer to find, is left alone."""
+        output: Tensor = call.output[0] if isinstance(call.output, tuple) else call.output
+        return output
+
     def state(self, module: nn.Module) -> dict[str, Any]:
         """The state that the module keeps between calls, by reference."""
         return {name: getattr(module, name) for name in row_of(module, TABLE).state}

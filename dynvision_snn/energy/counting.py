@@ -36,7 +36,7 @@ _FLOAT32_EXACT = 2**24
 _WORTH_LOADING = 2**14
 """Values at once from which on it pays to load the compiler, which takes about half a second."""
 
-_Counted = tuple[Tensor, Tensor, Tensor, Tensor, int]
+_Counted = tuple[Tensor, Tensor, int]
 """What `one_pass.count` returns."""
 
 
@@ -47,16 +47,27 @@ class Tally(NamedTuple):
         nonzero: nonzero values per unit, float64 ``[T, units]``.
         magnitude: sum of ``|x|`` per unit, ``[T, units]``; `nonzero` itself where all nonzero
             values are known to be of magnitude 1.
-        events: nonzero values of all units, float64 ``[T]``.
-        least: smallest nonzero ``|x|``, ``[T]``; infinity where all are zero.
-        most: largest ``|x|``, ``[T]``.
+        seen: `events`, `least` and `most`, float64 ``[3, T]``.
     """
 
     nonzero: Tensor
     magnitude: Tensor
-    events: Tensor
-    least: Tensor
-    most: Tensor
+    seen: Tensor
+
+    @property
+    def events(self) -> Tensor:
+        """Nonzero values of all units, ``[T]``."""
+        return self.seen[0]
+
+    @property
+    def least(self) -> Tensor:
+        """Smallest nonzero ``|x|``, ``[T]``; infinity where all are zero."""
+        return self.seen[1]
+
+    @property
+    def most(self) -> Tensor:
+        """Largest ``|x|``, ``[T]``."""
+        return self.seen[2]
 
 
 def tally(values: Tensor) -> Tally:
@@ -101,16 +112,16 @@ def in_several_passes(values: Tensor) -> Tally:
     magnitude = nonzero
     if not all_ones:
         magnitude = nonzero * most[:, None] if alike else _over_batch(size)
-    return Tally(nonzero, magnitude, nonzero.sum(1), least, most)
+    return Tally(nonzero, magnitude, torch.stack([nonzero.sum(1), least.double(), most.double()]))
 
 
 def in_one_pass(values: Tensor, count: Callable[[Tensor], _Counted]) -> Tally:
     """`tally` of float32 values on the CPU, by the compiled `count`."""
-    nonzero, events, least, most, various = count(values)
+    nonzero, seen, various = count(values)
     magnitude = nonzero
     if various:
-        magnitude = nonzero * most[:, None] if various == 1 else _over_batch(values.abs())
-    return Tally(nonzero, magnitude, events, least, most)
+        magnitude = nonzero * seen[2, :, None] if various == 1 else _over_batch(values.abs())
+    return Tally(nonzero, magnitude, seen)
 
 
 def _compiled_for(values: Tensor) -> Callable[[Tensor], _Counted] | None:
@@ -150,7 +161,7 @@ def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
     >>> synops(tally(torch.ones(1, 4, 3)), torch.full((3,), 5.0, dtype=torch.float64))[0]
     tensor([60.], dtype=torch.float64)
     """
-    nonzero, magnitude, *_ = values
+    nonzero, magnitude, _ = values
     weights = fan_out.flatten()
     if nonzero.shape[1] != weights.shape[0]:
         raise EnergyError(

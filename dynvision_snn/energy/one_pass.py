@@ -78,21 +78,20 @@ def _count(bits, nonzero, sums):
     return various
 
 
-def count(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+def count(values: Tensor) -> tuple[Tensor, Tensor, int]:
     """Counts nonzero values per unit, and finds the extremes.
 
     Args:
         values: float32 ``[T, B, *units]``, contiguous and on the CPU, without a graph.
 
     Returns:
-        float64: nonzero values of the batch, ``[T, units]``; of all units, ``[T]``; smallest
-        nonzero and largest ``|x|``, ``[T]`` each, both NaN if any value is; and how various the
-        magnitudes are, 0 to 2 as in the kernel.
+        float64: nonzero values of the batch, ``[T, units]``; and those of all units, the smallest
+        nonzero and the largest ``|x|``, ``[3, T]``, the last two NaN if any value is. And how
+        various the magnitudes are, 0 to 2 as in the kernel.
     """
     array = values.numpy()
     bits = array.view(np.uint32).reshape(*array.shape[:2], -1)
     nonzero = np.empty((len(bits), bits.shape[2]))
     sums = np.empty((3, len(bits)))
     various = _count(bits, nonzero, sums)
-    events, least, most = torch.from_numpy(sums).unbind()
-    return torch.from_numpy(nonzero), events, least, most, various
+    return torch.from_numpy(nonzero), torch.from_numpy(sums), various

@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from dynvision_snn.energy.counting import Tally, synops, tally
 from dynvision_snn.energy.layers import LayerCounts, Series
-from dynvision_snn.energy.sums import Evidence, Spread, Sums, joined_on_one
+from dynvision_snn.energy.sums import Spread, Sums, joined_on_one
 from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
 from dynvision_snn.observation import Observation
 
@@ -63,8 +63,8 @@ class Noted(NamedTuple):
         series: counts, ``[t1 - t0]`` each; ``[t1 - t0, B]`` where samples have their own phases.
         by_sample: counts of each sample, ``[t1 - t0, B]``; empty unless they are wanted.
         dense: dense operations of a sample and timestep.
-        evidence: smallest nonzero and largest ``|x|`` that the layer received, or emitted; the
-            tally that they are of has O(units) numbers, and is not kept.
+        seen: what was received, or emitted, as in a `Tally`; of it alone, for the rest of it has
+            O(units) numbers and is not kept.
     """
 
     t0: int
@@ -73,7 +73,7 @@ class Noted(NamedTuple):
     series: Mapping[Series, Tensor]
     by_sample: Mapping[Series, Tensor]
     dense: int
-    evidence: Evidence | None
+    seen: Tensor | None
 
     def at(self, t0: int) -> Noted:
         """The same call, its timesteps counted from `t0`."""
@@ -191,7 +191,7 @@ class Row:
                 series,
                 by_sample,
                 dense,
-                (values.least, values.most),
+                values.seen,
             )
         )
 
@@ -274,7 +274,7 @@ class Row:
             series["synops_dense"] = self._dense_over_time(calls, n_timesteps) * present
             for name in ("synops", "synops_weighted", "events"):
                 series.setdefault(name, torch.zeros_like(present))
-        sums.add(series, spread, [call.evidence for call in calls if call.evidence is not None])
+        sums.add(series, spread, [call.seen for call in calls if call.seen is not None])
 
     def _by_sample(
         self, calls: Sequence[Noted], n_timesteps: int, batch_size: int

@@ -11,14 +11,11 @@ from torch import Tensor
 
 from dynvision_snn.energy.layers import Series
 
-Evidence = tuple[Tensor, Tensor]
-"""Smallest nonzero and largest ``|x|`` at each timestep of a call, ``[t]`` each."""
 
-
-def joined_on_one(parts: Sequence[Tensor]) -> Tensor:
+def joined_on_one(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     """One after the other, on the device of the last: a model may have moved meanwhile."""
     device = parts[-1].device
-    return torch.cat([part if part.device == device else part.to(device) for part in parts])
+    return torch.cat([part if part.device == device else part.to(device) for part in parts], dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +148,14 @@ class Sums:
     least: Tensor | None = None
     most: Tensor | None = None
 
-    def add(
-        self, series: Mapping[Series, Tensor], spread: Spread, seen: Sequence[Evidence]
-    ) -> None:
-        """Adds one run: series ``[phases, T]``, and what its calls received."""
+    def add(self, series: Mapping[Series, Tensor], spread: Spread, seen: Sequence[Tensor]) -> None:
+        """Adds one run: series ``[phases, T]``, and what its calls saw (see `Tally`)."""
         for name, counts in series.items():
             if name not in self.series:
                 self.series[name] = OverTime(self.by_timestep)
             self.series[name].add(counts, spread.occurring, spread.start)
         if seen:
-            least = joined_on_one([smallest for smallest, _ in seen]).amin()
-            most = joined_on_one([largest for _, largest in seen]).amax()
+            _, smallest, largest = joined_on_one(seen, dim=1)
+            least, most = smallest.amin(), largest.amax()
             self.least = least if self.least is None else torch.minimum(self.least, least)
             self.most = most if self.most is None else torch.maximum(self.most, most)

@@ -262,9 +262,10 @@ def _nonzero_taps(conv: nn.Module, weight: Tensor) -> Tensor:
 
 def _spread(taps: Tensor, reaches: Sequence[Tensor]) -> Tensor:
     """Contracts every kernel axis of ``[in, *kernel]`` with its ``[positions, taps]``."""
-    kernel, place = "klm"[: len(reaches)], "pqr"[: len(reaches)]
-    axes = ",".join(p + k for p, k in zip(place, kernel, strict=True))
-    return torch.einsum(f"c{kernel},{axes}->c{place}", taps, *reaches).contiguous()
+    spread = taps
+    for axis, reach in enumerate(reaches, start=1):
+        spread = (spread.transpose(axis, -1) @ reach.T).transpose(axis, -1)
+    return spread.contiguous()
 
 
 def _reaches(

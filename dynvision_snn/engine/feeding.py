@@ -153,7 +153,7 @@ class Feeding(TorchDispatchMode):
             else:
                 for tensor in tensors_of(output):
                     self._mark(tensor, Part("analog", name, call))
-                yielded = item.layer.adapter.read(module, Call(args, kwargs, output)).output
+                yielded = item.layer.adapter.output(module, Call(args, kwargs, output))
                 kind: Kind = "spikes" if fires_events(item.layer) else "analog"
                 self._mark(yielded, Part(kind, name, call))
             self._calls[name] += 1

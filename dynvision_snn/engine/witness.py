@@ -194,7 +194,7 @@ def _witness(item: Watched, seen: dict[str, Seen], held: list[Tensor]) -> Any:
         def marked(value: Any) -> Any:
             return marks.get(id(value), value)
 
-        marking = replace(reading, output=marked(reading.output), membrane=marked(reading.membrane))
+        marking = reading._replace(output=marked(reading.output), membrane=marked(reading.membrane))
         calls.append(replace(witnessed, marked=marking))
         return map_tensors(marked, output)
 

@@ -63,7 +63,7 @@ def _silenced(model: TimedModel) -> Iterator[None]:
 
 def _silencer(layer: Layer) -> Any:
     def silence(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        fired = layer.adapter.read(module, Call(args, kwargs, output)).output
+        fired = layer.adapter.output(module, Call(args, kwargs, output))
         return map_tensors(lambda x: torch.zeros_like(x) if x is fired else x, output)
 
     return silence
