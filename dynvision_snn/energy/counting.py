@@ -19,11 +19,11 @@ that a budget can refuse them; in counts alone a NaN does not show.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ _FLOAT32_EXACT = 2**24
 
 _WORTH_LOADING = 2**14
 """Values at once from which on it pays to load the compiler, which takes about half a second."""
-
-_Counted = tuple[Tensor, Tensor, int]
-"""What `one_pass.count` returns."""
 
 
 class Tally(NamedTuple):
@@ -89,8 +86,8 @@ def tally(values: Tensor) -> Tally:
             f"{list(values.shape)}."
         )
     exact = _float(values)
-    count = _compiled_for(exact)
-    return in_several_passes(exact) if count is None else in_one_pass(exact, count)
+    compiled = _compiled_for(exact)
+    return in_several_passes(exact) if compiled is None else in_one_pass(exact, compiled.count)
 
 
 def in_several_passes(values: Tensor) -> Tally:
@@ -115,7 +112,7 @@ def in_several_passes(values: Tensor) -> Tally:
     return Tally(nonzero, magnitude, torch.stack([nonzero.sum(1), least.double(), most.double()]))
 
 
-def in_one_pass(values: Tensor, count: Callable[[Tensor], _Counted]) -> Tally:
+def in_one_pass(values: Tensor, count: Callable[[Tensor], tuple[Tensor, Tensor, int]]) -> Tally:
     """`tally` of float32 values on the CPU, by the compiled `count`."""
     nonzero, seen, various = count(values)
     magnitude = nonzero
@@ -124,7 +121,7 @@ def in_one_pass(values: Tensor, count: Callable[[Tensor], _Counted]) -> Tally:
     return Tally(nonzero, magnitude, seen)
 
 
-def _compiled_for(values: Tensor) -> Callable[[Tensor], _Counted] | None:
+def _compiled_for(values: Tensor) -> Any:
     """What counts such values in one pass, where numba is installed and worth its loading."""
     if values.dtype is not torch.float32 or values.device.type != "cpu":
         return None
@@ -136,11 +133,8 @@ def _compiled_for(values: Tensor) -> Callable[[Tensor], _Counted] | None:
 
 
 @cache
-def _loaded() -> Callable[[Tensor], _Counted] | None:
-    if find_spec("numba") is None:
-        return None
-    count: Callable[[Tensor], _Counted] = import_module("dynvision_snn.energy.one_pass").count
-    return count
+def _loaded() -> Any:
+    return None if find_spec("numba") is None else import_module("dynvision_snn.energy.one_pass")
 
 
 def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,6 +204,24 @@ def nonzero_per_sample(values: Tensor) -> Tensor:
     """
     nonzero = _float(values).abs().sign_()
     return nonzero.reshape(*values.shape[:2], -1).sum(-1, dtype=torch.float64)
+
+
+def ones_per_sample(parts: Sequence[Tensor]) -> Tensor | None:
+    """How many ones each sample holds, float64 ``[B]``; None where that could not be told quickly.
+
+    It can where all values are 0 or 1, float32, on a CPU, and numba is installed. Channels may be
+    last in memory.
+
+    Args:
+        parts: ``[T, B, *units]`` each; added up.
+    """
+    laid_out = [_as_in_memory(part.detach()) for part in parts]
+    compiled = [_compiled_for(part) for part in laid_out]
+    return None if None in compiled else compiled[0].ones(laid_out)
+
+
+def _as_in_memory(values: Tensor) -> Tensor:
+    return values if values.ndim < 4 or values.is_contiguous() else values.movedim(2, -1)
 
 
 def _over_batch(values: Tensor) -> Tensor:

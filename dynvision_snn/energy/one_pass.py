@@ -1,4 +1,4 @@
-"""A tally in one pass over memory, compiled for the CPU; `counting` chooses it.
+"""Counts in one pass over memory, compiled for the CPU; `counting` chooses them.
 
 Counting is bound by memory and by the number of operations that torch starts, so one pass that
 finds everything is several times faster than the reductions of torch that find the same.
@@ -12,6 +12,8 @@ becomes the largest of all: the smallest is then that of the nonzero ones.
 # mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -89,9 +91,49 @@ def count(values: Tensor) -> tuple[Tensor, Tensor, int]:
         nonzero and the largest ``|x|``, ``[3, T]``, the last two NaN if any value is. And how
         various the magnitudes are, 0 to 2 as in the kernel.
     """
-    array = values.numpy()
-    bits = array.view(np.uint32).reshape(*array.shape[:2], -1)
+    bits = _bits(values)
     nonzero = np.empty((len(bits), bits.shape[2]))
     sums = np.empty((3, len(bits)))
     various = _count(bits, nonzero, sums)
     return torch.from_numpy(nonzero), torch.from_numpy(sums), various
+
+
+@outer
+def _ones(bits, counts):
+    """Adds the ones of uint32 ``[T, B, U]`` to `counts`, ``[B]``.
+
+    Returns:
+        Whether there are zeros and ones alone; if not, `counts` means nothing.
+    """
+    nothing = np.uint32(0)
+    one = np.uint32(0x3F800000)
+    for t in range(bits.shape[0]):
+        for b in range(bits.shape[1]):
+            row = bits[t, b]
+            n_ones = np.int32(0)
+            n_others = np.int32(0)
+            for u in range(row.size):
+                value = row[u]
+                n_ones += np.int32(value == one)
+                n_others += np.int32((value != nothing) & (value != one))
+            if n_others:
+                return False
+            counts[b] += n_ones
+    return True
+
+
+def ones(parts: Sequence[Tensor]) -> Tensor | None:
+    """How many ones each sample holds, float64 ``[B]``; None where there are other values.
+
+    Args:
+        parts: float32 ``[T, B, *units]`` each, contiguous and on the CPU, without a graph.
+    """
+    counts = np.zeros(parts[0].shape[1])
+    if all(_ones(_bits(part), counts) for part in parts):
+        return torch.from_numpy(counts)
+    return None
+
+
+def _bits(values: Tensor) -> np.ndarray:
+    array = values.numpy()
+    return array.view(np.uint32).reshape(*array.shape[:2], -1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function
 
 from dynvision_snn.adapters import Adapter, Adapters, Role
+from dynvision_snn.energy.counting import ones_per_sample
 from dynvision_snn.errors import LossError, known_names
 from dynvision_snn.losses.listening import ListeningLoss
 from dynvision_snn.observation import Observation, Watched, watchable
@@ -48,12 +49,11 @@ def activity(values: Tensor, p: float, active: Tensor | None = None) -> Tensor:
     >>> activity(torch.tensor([[[1.0, 0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0, 1.0]]]), p=1)
     tensor([0.7500])
     """
+    if p == 1 and active is None:
+        return _magnitude([values])
     units = values.flatten(2) if values.ndim > 2 else values.unsqueeze(2)
     dtype = torch.promote_types(values.dtype, torch.float32)
     if p == 1:
-        if active is None:
-            summed: Tensor = _Magnitude.apply(units, dtype)
-            return summed
         norms = units.abs().sum(2, dtype=dtype)
     else:
         norms = torch.linalg.vector_norm(units, ord=p, dim=2, dtype=dtype)
@@ -62,35 +62,56 @@ def activity(values: Tensor, p: float, active: Tensor | None = None) -> Tensor:
     return norms.sum(0) / units.shape[2]
 
 
-# Floats that are read and written again while they are in cache, where there are many timesteps.
+# Floats that stay in cache. Timesteps are looked at together up to so many: each by itself would
+# be a node of the graph, and all of them at once would be read from memory again and again.
 _CACHED = 1 << 18
 
-# Floats of an output that is worth an operation of its own; smaller ones wait for each other.
-_ALONE = 1 << 16
+
+def _magnitude(outputs: Sequence[Tensor]) -> Tensor:
+    """``sum_t sum_u |a| / n_units`` of some ``[T, B, *units]``: ``[B]``, one node of the graph."""
+    summed: Tensor = _Magnitude.apply(*outputs)
+    return summed
 
 
 class _Magnitude(Function):
-    """``sum_t sum_u |a| / n_units`` as one node of the graph: it is taken at every timestep."""
+    """What is taken of many timesteps, each of which would be a node of the graph by itself."""
 
     @staticmethod
-    def forward(ctx: Any, units: Tensor, dtype: torch.dtype) -> Tensor:
-        """``[T, B, units]`` to ``[B]``."""
-        ctx.save_for_backward(units)
-        parts = [part.abs().sum(2, dtype=dtype) for part in _parts(units)]
-        norms = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return (norms[0] if len(norms) == 1 else norms.sum(0)).div_(units.shape[2])
+    def forward(ctx: Any, *outputs: Tensor) -> Tensor:
+        """``[T, B, *units]`` each, to ``[B]``."""
+        ctx.save_for_backward(*outputs)
+        dtype = torch.promote_types(outputs[0].dtype, torch.float32)
+        sums = ones_per_sample(outputs)
+        ctx.are_signs = sums is not None
+        if sums is None:
+            sums = torch.cat(
+                [
+                    part.abs().reshape(*part.shape[:2], -1).sum(2, dtype=dtype)
+                    for output in outputs
+                    for part in _parts(output)
+                ]
+            ).sum(0)
+        ctx.n_units = outputs[0].shape[2:].numel()
+        return sums.div_(ctx.n_units).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
         """Differentiable itself."""
-        (units,) = ctx.saved_tensors
-        scale = (g / units.shape[2]).to(units.dtype).view(1, -1, 1)
+        outputs = ctx.saved_tensors
+        scale = (g / ctx.n_units).to(outputs[0].dtype)
+        scale = scale.view(-1, *(1,) * (outputs[0].ndim - 2))
         if torch.is_grad_enabled():
-            return units.sgn() * scale, None
-        signs = torch.empty_like(units)
-        for values, out in zip(_parts(units), _parts(signs), strict=True):
-            torch.sgn(values, out=out).mul_(scale)
-        return signs, None
+            return tuple(output.sgn() * scale for output in outputs)
+        if ctx.are_signs:
+            return tuple(output * scale for output in outputs)
+        return tuple(_scaled_signs(output, scale) for output in outputs)
+
+
+def _scaled_signs(output: Tensor, scale: Tensor) -> Tensor:
+    signs = torch.empty_like(output)
+    for values, out in zip(_parts(output), _parts(signs), strict=True):
+        torch.sgn(values, out=out).mul_(scale)
+    return signs
 
 
 def _parts(values: Tensor) -> Sequence[Tensor]:
@@ -251,7 +272,9 @@ class EnergyLoss(ListeningLoss):
                 f"what layer {name!r} returned was changed in place before the loss was taken, so "
                 "that its gradient is lost. Change a copy: x = x * mask instead of x *= mask."
             )
-        self._add(name, activity(torch.cat([output for output, _ in waiting]), self.p))
+        outputs = [output for output, _ in waiting]
+        together = self.p == 1
+        self._add(name, _magnitude(outputs) if together else activity(torch.cat(outputs), self.p))
 
     def forward(
         self,
@@ -323,15 +346,13 @@ class EnergyLoss(ListeningLoss):
 
 
 def _can_wait(output: Tensor) -> bool:
-    """Whether an output of few values can be looked at later, together with others.
+    """Whether an output can be looked at later, together with others.
 
     The graph keeps it anyway, and allows no one to change it meanwhile. What activation
     checkpointing drops must be looked at where it is computed.
     """
     return (
-        output.requires_grad
-        and output.numel() <= _ALONE
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        output.requires_grad and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
     )
 
 

@@ -17,6 +17,7 @@ from dynvision_snn.energy.counting import (
     Tally,
     in_one_pass,
     in_several_passes,
+    ones_per_sample,
     synops,
     synops_per_sample,
     tally,
@@ -123,6 +124,54 @@ class TestEachWay:
         tenth = torch.tensor(0.1)
         found = way(tenth.expand(1, 1000, 1).contiguous())
         assert float(found.magnitude) == 1000 * float(tenth)
+
+
+class TestOnes:
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        shape=st.tuples(*(st.integers(1, most) for most in (4, 5, 40, 3, 3))),
+        n_axes=st.integers(2, 5),
+        n_parts=st.integers(1, 3),
+        last=st.booleans(),
+        odd=st.sampled_from([None, *ODD, *BAD]),
+    )
+    @settings(max_examples=60)
+    def test_it_counts_ones_where_there_are_no_other_values(
+        self,
+        seed: int,
+        shape: tuple[int, ...],
+        n_axes: int,
+        n_parts: int,
+        last: bool,
+        odd: float | None,
+    ) -> None:
+        pytest.importorskip("numba")
+        import dynvision_snn.energy.one_pass  # noqa: F401  (small values do not load it)
+
+        draw = torch.Generator().manual_seed(seed)
+        parts = [
+            torch.randint(0, 2, shape[:n_axes], generator=draw).float() for _ in range(n_parts)
+        ]
+        if last and n_axes > 3:  # channels last in memory
+            parts = [part.movedim(2, -1).contiguous().movedim(-1, 2) for part in parts]
+        if odd is not None:
+            parts[-1][-1, 0] = odd
+        found = ones_per_sample(parts)
+        if odd in (None, 1.0) or (odd == 0.0 and math.copysign(1, odd) > 0):
+            assert found is not None
+            assert found.tolist() == [sum(x) for x in zip(*map(_ones_of_samples, parts))]
+        else:
+            assert found is None
+
+    def test_other_types_and_layouts_are_left_to_others(self) -> None:
+        spikes = torch.ones(2, 3, 4)
+        assert ones_per_sample([spikes.double()]) is None
+        assert ones_per_sample([spikes.half()]) is None
+        assert ones_per_sample([spikes.transpose(0, 1)]) is None
+
+
+def _ones_of_samples(part: Tensor) -> list[int]:
+    return [sum(x == 1 for x in sample.flatten().tolist()) for sample in part.unbind(1)]
 
 
 class TestTally:
