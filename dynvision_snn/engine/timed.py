@@ -62,8 +62,8 @@ class Timed:
         return self.values[t if self.index is None else int(self.index[t])]
 
     def last(self) -> Tensor:
-        """The value at the last timestep."""
-        return self.at(len(self) - 1)
+        """The value at the last timestep, which does not hold on to those before it."""
+        return self.at(len(self) - 1).clone()
 
 
 def merged(function: Callable[[Tensor], Tensor], timed: Timed, *, small: bool) -> Timed:

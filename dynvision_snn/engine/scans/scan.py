@@ -132,7 +132,8 @@ def _scanned(spec: ScanSpec, plan: Plan, outputs: tuple[Tensor | None, ...]) -> 
         state["current"] = i
     if spec.recurrence is not None:
         assert spikes is not None
-        state["spikes"] = spikes[-1]
+        # Not a view, which would hold on to the spikes of all timesteps.
+        state["spikes"] = spikes[-1].clone()
     return Scanned(spikes if plan.spikes else None, membrane, current, state)
 
 
