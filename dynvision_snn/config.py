@@ -21,6 +21,7 @@ from dynvision_snn.energy import resolve_profile
 from dynvision_snn.engine.choosing import EngineName
 from dynvision_snn.errors import ConfigError, DynvisionError, MissingExtraError, known_names
 from dynvision_snn.presentation import Presentation
+from dynvision_snn.spike_bits import KeepSpikes
 from dynvision_snn.timing import nearest_steps
 
 try:
@@ -52,7 +53,8 @@ class ModelSettings(Settings):
 
     Attributes:
         factory: ``package.module:name``, called with ``dt=`` in ms if it takes that, and `kwargs`.
-        readout, stepping, time_axis, engine, recompute_every: as in `dynvision_snn.wrap`.
+        readout, stepping, time_axis, engine, recompute_every, keep_spikes: as in
+            `dynvision_snn.wrap`.
         compile: a backend of ``torch.compile``, such as ``inductor``; None for none.
     """
 
@@ -63,6 +65,7 @@ class ModelSettings(Settings):
     time_axis: Literal[0, 1] | None = None
     engine: EngineName = "auto"
     recompute_every: Annotated[float, Field(gt=0)] | None = None
+    keep_spikes: KeepSpikes = "floats"
     compile: str | None = None
 
 

@@ -37,6 +37,7 @@ from dynvision_snn.finite import FiniteCheck, check_inputs
 from dynvision_snn.observation import Attachment, Clock, Run, RunHost, Watched, watchable
 from dynvision_snn.presentation_batch import AnyPresentation
 from dynvision_snn.recording import Decoding, Recorder, Recording, RunState
+from dynvision_snn.spike_bits import KeepSpikes, check_keep_spikes, keeping
 from dynvision_snn.timing import check_dt, common_dt, format_ms, nearest_steps
 
 
@@ -53,6 +54,7 @@ def wrap(
     check_finite: bool = False,
     engine: EngineName = "auto",
     recompute_every: float | None = None,
+    keep_spikes: KeepSpikes = "floats",
 ) -> TimedModel:
     """A model that runs in biological time; `net` itself is not rewritten.
 
@@ -86,6 +88,9 @@ def wrap(
             was kept at the start of each such stretch. The numbers are the same; memory grows
             with the stretch and not with the run, and a step takes one forward more. By default
             all is kept.
+        keep_spikes: in which form the spikes of layers that are run by layer are kept for the
+            backward: as ``"floats"``, 4 bytes each, or as ``"bits"``, an eighth of a byte, from
+            which the backward makes floats again. The numbers are the same, bit for bit.
 
     Raises:
         WrapError: if `net` has no layer to observe, or is wrapped already.
@@ -114,6 +119,7 @@ def wrap(
         check_finite=check_finite,
         engine=engine,
         recompute_every=recompute_every,
+        keep_spikes=keep_spikes,
     )
 
 
@@ -129,6 +135,8 @@ class TimedModel(RunHost):
         check_finite: whether runs stop at values that are not finite; may be changed at any time.
         recompute_every: how many ms of a run's activity are kept at once for the backward; None
             for all; may be changed at any time.
+        keep_spikes: whether spikes are kept for the backward as ``"floats"`` or ``"bits"``; may be
+            changed at any time.
     """
 
     def __init__(
@@ -145,6 +153,7 @@ class TimedModel(RunHost):
         check_finite: bool = False,
         engine: EngineName = "auto",
         recompute_every: float | None = None,
+        keep_spikes: KeepSpikes = "floats",
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -174,6 +183,8 @@ class TimedModel(RunHost):
         self._engine = Engine(engine)
         self.recompute_every = recompute_every
         self._stretch()
+        self.keep_spikes = keep_spikes
+        check_keep_spikes(keep_spikes)
         layers = self.layers()
         _check_something_to_observe(net, layers)
         _agree_on_dt(layers, self.dt, set_dt)
@@ -480,7 +491,10 @@ class TimedModel(RunHost):
         passed: tuple[Any, ...],
         wanted: bool,
     ) -> tuple[Tensor | None, tuple[Any, ...]]:
-        ran = None if plan is None else self._engine.run(plan, self, calling, what, run, passed)
+        ran = None
+        if plan is not None:
+            with keeping(self.keep_spikes):
+                ran = self._engine.run(plan, self, calling, what, run, passed)
         if ran is not None:
             outputs, passed = ran
             return (outputs if wanted else None), passed

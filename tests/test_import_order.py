@@ -32,6 +32,7 @@ ROOMS = [
     "encoding",
     "adapters",
     "observation",
+    "spike_bits",  # what autograd keeps of spikes
     "finite",  # a listener that model and training share
     "energy",
     "losses",

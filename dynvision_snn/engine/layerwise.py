@@ -19,7 +19,7 @@ from dynvision_snn.engine.joining import joined
 from dynvision_snn.engine.listeners import presynaptic_of, shows_membrane
 from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
 from dynvision_snn.engine.products import linear
-from dynvision_snn.engine.samplewise import CONVOLUTIONAL
+from dynvision_snn.engine.samplewise import CHOOSES, CONVOLUTIONAL
 from dynvision_snn.engine.scans import Scanned, scan
 from dynvision_snn.engine.timed import (
     PerStep,
@@ -32,6 +32,7 @@ from dynvision_snn.engine.timed import (
 from dynvision_snn.engine.tracing import Traced
 from dynvision_snn.engine.values import bind, computed, delayed, kept, last, looked_up
 from dynvision_snn.observation import Attachment, Observation, Run, Watched, is_recomputing
+from dynvision_snn.spike_bits import note_moved
 
 
 @dataclass(eq=False, slots=True)
@@ -310,7 +311,9 @@ _RUNNERS: Mapping[str, Callable[[LayerRun, Part], None]] = {
 def _laid_out(module: nn.Module, x: Tensor) -> Tensor:
     """Channels last, where it makes a convolution and the pooling after it much faster."""
     if isinstance(module, nn.Conv2d) and x.device.type == "cpu":
-        return x.contiguous(memory_format=torch.channels_last)
+        laid_out = x.contiguous(memory_format=torch.channels_last)
+        note_moved(x, laid_out)
+        return laid_out
     return x
 
 
@@ -345,6 +348,8 @@ def _applied(
             return linear(x, module.weight, module.bias)
         # Not the call: its hooks would take a batch of timesteps for one of samples.
         output: Tensor = module.forward(_laid_out(module, x))
+        if type(module) in CHOOSES:
+            note_moved(x, output)
         return output
     result: Tensor = computed(node, {**values, given: x}, traced.module_of)
     return result

@@ -28,6 +28,10 @@ CONVOLUTIONAL = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
+# Whose every output is one of its inputs.
+CHOOSES: tuple[type[nn.Module], ...] = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d, nn.Flatten,
+)  # fmt: skip
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 RANDOM = (*_DROPOUTS, nn.RReLU, nn.FeatureAlphaDropout)

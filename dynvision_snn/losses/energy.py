@@ -20,6 +20,7 @@ from dynvision_snn.energy.counting import ones_per_sample
 from dynvision_snn.errors import LossError, known_names
 from dynvision_snn.losses.listening import ListeningLoss
 from dynvision_snn.observation import Observation, Watched, watchable
+from dynvision_snn.spike_bits import hooked_by_others
 
 Monitor = str | type[nn.Module] | Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 
@@ -351,9 +352,7 @@ def _can_wait(output: Tensor) -> bool:
     The graph keeps it anyway, and allows no one to change it meanwhile. What activation
     checkpointing drops must be looked at where it is computed.
     """
-    return (
-        output.requires_grad and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-    )
+    return output.requires_grad and not hooked_by_others()
 
 
 def _form(output: Tensor) -> tuple[object, ...]:

@@ -86,19 +86,24 @@ def give_memory_back() -> None:
 def peak_mib(run: Callable[[], None]) -> float:
     """By how much the process grew at most while it ran."""
     run()
+    before = start_peak()
+    run()
+    return resident_mib("VmHWM") - before
+
+
+def start_peak() -> float:
+    """What the process holds, from where its peak, ``VmHWM``, starts anew."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
-    run()
-    return (_resident("VmHWM") - before) / 1024
+    return resident_mib("VmRSS")
 
 
-def _resident(which: str) -> int:
-    """In kB."""
+def resident_mib(which: str) -> float:
+    """Of the memory of this process."""
     found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
-    return int(found[1])
+    return int(found[1]) / 1024
 
 
 def measured(what: str, how: Callable[[Callable[[], None]], float], unit: str) -> Found:

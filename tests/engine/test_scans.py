@@ -18,7 +18,7 @@ from dynvision_snn.errors import MissingExtraError, WrapError
 STEPS, BATCH = 12, 4
 
 
-def _backends() -> list[str]:
+def backends() -> list[str]:
     found = ["torch"]
     try:
         backend("numba")
@@ -80,7 +80,7 @@ def _check_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
         assert ((mine - other).abs().max() / scale) < 2e-5
 
 
-@pytest.fixture(params=_backends())
+@pytest.fixture(params=backends())
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

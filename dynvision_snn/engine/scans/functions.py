@@ -23,7 +23,8 @@ from dynvision_snn.adapters.scan_spec import SurrogateKind
 from dynvision_snn.engine.products import weight_gradient
 from dynvision_snn.engine.products.dense import times
 from dynvision_snn.engine.scans.backends import Backend
-from dynvision_snn.engine.scans.rule import N_LEARNABLE, Given, Rule, Wanted
+from dynvision_snn.engine.scans.rule import N_LEARNABLE, SPIKE_VALUE, Given, Rule, Wanted
+from dynvision_snn.spike_bits import note_spikes
 
 # Recurrent products, as dense ones, that make sums over spikes worth a look; the share of units up
 # to whose spikes they are faster, measured for 256 and 1000 units; timesteps between two looks.
@@ -57,9 +58,12 @@ class Plan:
     current: bool
     keeps: bool
 
-    def mark(self, ctx: Any, spikes: Tensor | None) -> None:
+    def mark(self, ctx: Any, spikes: Tensor | None, parameters: Sequence[Tensor]) -> None:
         """Spikes without a surrogate have no gradient, as in their library."""
-        if spikes is not None and self.rule.surrogate.kind is SurrogateKind.NONE:
+        if spikes is None:
+            return
+        note_spikes(spikes, parameters[SPIKE_VALUE])
+        if self.rule.surrogate.kind is SurrogateKind.NONE:
             ctx.mark_non_differentiable(spikes)
 
     def outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -94,7 +98,7 @@ class Scan(Function):
         if plan.keeps:
             ctx.plan = plan
             ctx.save_for_backward(x, u0, i0, *parameters)
-        plan.mark(ctx, spikes)
+        plan.mark(ctx, spikes, parameters)
         return spikes, membrane, current, u, i
 
     @staticmethod
@@ -169,7 +173,7 @@ class RecurrentScan(Function):
             recorded = membrane if rule.owes else before
             ctx.n_distinct = x.shape[0]
             ctx.save_for_backward(u0, i0, z0, weight, bias, spikes, before, recorded, *given)
-        plan.mark(ctx, spikes)
+        plan.mark(ctx, spikes, given)
         return spikes, membrane if plan.membrane else None, current, u, i
 
     @staticmethod

@@ -23,6 +23,9 @@ KINDS = tuple(SurrogateKind)
 N_LEARNABLE = 4
 """How many of `parameters_of`, from the first, have gradients; under the Euler updates, none."""
 
+SPIKE_VALUE = 2
+"""Which of `parameters_of` a spike is worth."""
+
 
 def parameters_of(spec: ScanSpec) -> tuple[tuple[Tensor | None, float], ...]:
     """The parameters of a timestep in the order in which kernels take them.

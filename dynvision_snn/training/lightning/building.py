@@ -63,6 +63,7 @@ def build_model(config: TrainingConfig) -> TimedModel:
             time_axis=settings.time_axis,
             engine=settings.engine,
             recompute_every=settings.recompute_every,
+            keep_spikes=settings.keep_spikes,
         )
     )
     if settings.compile is not None:
