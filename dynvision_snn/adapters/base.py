@@ -108,11 +108,13 @@ class InnerSynapses:
         operator: a weight ``[out, in]``, or the module (convolution, Linear) that applies it.
         form: ``"dense"`` for a weight matrix, ``"diagonal"`` for a one-to-one connection,
             ``"module"`` for a synapse module.
+        drives: how many units of a sample it drives, where that is not every neuron of the layer.
     """
 
     name: str
     operator: Tensor | nn.Module
     form: Literal["dense", "diagonal", "module"] = "dense"
+    drives: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,17 @@ class Adapter(ABC):
         inside it, overrides this; `presynaptic` is what its `synapses` received, time first.
         """
         return (output,)
+
+    def neurons(
+        self, module: nn.Module, outputs: Tensor, presynaptic: tuple[Tensor | None, ...]
+    ) -> int:
+        """How many neurons of each sample a call updated.
+
+        Of most modules, one for each value of `outputs`, which are those of `updated` side by side,
+        ``[t, B, *units]``. One whose neurons share an output, as where their membranes are pooled
+        before any spike, overrides this.
+        """
+        return outputs.shape[2:].numel()
 
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
         """Time constants in ms at a timestep of `dt` ms."""

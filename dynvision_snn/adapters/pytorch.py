@@ -109,7 +109,11 @@ class TorchAdapter(Adapter):
             )
         if isinstance(module, SEQUENCES):
             return tuple(
-                InnerSynapses(f"{kind}{part.suffix}", weight)
+                InnerSynapses(
+                    f"{kind}{part.suffix}",
+                    weight,
+                    drives=module.proj_size if kind == "projection" else module.hidden_size,
+                )
                 for part in _parts(module)
                 for kind, weight in zip(_KINDS, part.weights, strict=False)
             )

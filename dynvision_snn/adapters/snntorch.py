@@ -131,6 +131,15 @@ class SnnTorchAdapter(Adapter):
         """
         return row_of(module, TABLE).received(module, Call(args, kwargs, None))
 
+    def neurons(
+        self, module: nn.Module, outputs: Tensor, presynaptic: tuple[Tensor | None, ...]
+    ) -> int:
+        """One for each output, but for a layer that pools its membrane before it spikes."""
+        count = row_of(module, TABLE).neurons
+        if count is None:
+            return super().neurons(module, outputs, presynaptic)
+        return count(module, presynaptic)
+
     def time_constants(self, module: nn.Module, dt: float) -> Sequence[TimeConstant]:
         """Time constants in ms; snnTorch counts in timesteps, so each follows `dt`."""
         neuron = row_of(module, TABLE)

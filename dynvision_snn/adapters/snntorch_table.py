@@ -1,6 +1,7 @@
 """What is known of each neuron class of snnTorch 1.0: one row per class.
 
-Facts are of the published wheel, as it runs, where its documentation says otherwise.
+Facts are of the published wheel, as it runs, where its documentation says otherwise. One table of
+all classes makes the file long.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Neuron:
         leftovers: attributes that a forward leaves behind beside the state; they hold the graph.
         synapses: weights inside the module; `inner` names them.
         received: what they receive in a call that is about to happen.
+        neurons: how many neurons of a sample a call updates, by what its weights received, where
+            several share an output; None where each has its own.
         decays: by the name of their time constant, the decays per timestep.
         integrator: of which these are the decays.
         caveats: what this module computes unexpectedly.
@@ -51,6 +54,7 @@ class Neuron:
     inner: tuple[str, ...] = ()
     synapses: Callable[[Any], tuple[InnerSynapses, ...]] = lambda module: ()
     received: Callable[[Any, Call], Received] = lambda module, call: ()
+    neurons: Callable[[Any, Received], int] | None = None
     decays: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
     integrator: Literal["exact", "euler"] = "exact"
     caveats: Callable[[Any], Iterator[str]] = lambda module: iter(())
@@ -141,7 +145,17 @@ def _channels(conv: nn.Conv2d, channels: slice) -> nn.Conv2d:
 def _conv_lstm_received(module: Any, call: Call) -> Received:
     batch, _, *size = call.inputs.shape
     hidden = torch.Size((batch, module.out_channels, *size))
-    return (call.inputs, _held(module, call, 2, "mem", hidden))
+    held = _held(module, call, 2, "mem", hidden)
+    # Not silence: what a pooled output tells of the size of the membrane is wrong.
+    return (call.inputs, call.inputs.new_zeros(()).expand(hidden) if held is None else held)
+
+
+def _cells(module: Any, received: Received) -> int:
+    """Every cell of the membrane, which is as large as the input; pooling comes after it."""
+    inputs = received[0]
+    assert inputs is not None
+    cells: int = module.out_channels * inputs.shape[3:].numel()
+    return cells
 
 
 def _inputs(module: Any, call: Call) -> Received:
@@ -150,9 +164,9 @@ def _inputs(module: Any, call: Call) -> Received:
 
 def _projections(module: Any) -> tuple[InnerSynapses, ...]:
     return (
-        InnerSynapses("input.value", module.to_v, "module"),
-        InnerSynapses("input.key", module.to_k, "module"),
-        InnerSynapses("input.decay", module.to_alpha, "module"),
+        InnerSynapses("input.value", module.to_v, "module", module.d_value),
+        InnerSynapses("input.key", module.to_k, "module", module.d_key),
+        InnerSynapses("input.decay", module.to_alpha, "module", module.d_key),
     )
 
 
@@ -322,9 +336,10 @@ TABLE: Mapping[type[nn.Module], Neuron] = {
         inner=("input", "recurrent"),
         synapses=_conv_lstm,
         received=_conv_lstm_received,
+        neurons=_cells,
         caveats=_caveats_of_never_firing,
-        note="Recurs on its analog membrane. With pooling, its spikes are smaller than its "
-        "membrane. A threshold of 1 or more never fires: warned about.",
+        note="Recurs on its analog membrane. With pooling, its spikes are fewer than its neurons: "
+        "they are of the pooled membrane. A threshold of 1 or more never fires: warned about.",
     ),
     snn.DeltaLeaky: Neuron(
         ("mem", "mem_prev"),

@@ -201,7 +201,7 @@ def quantised_counterpart(budget: EnergyBudget) -> EnergyBudget:
         if "synops" in row.series
     ]
     return EnergyBudget(
-        counts=[replace(row, neurons=0) for row in rows],
+        counts=[replace(row, neurons=0, spiking_units=0) for row in rows],
         samples=once,
         dt=budget.duration,
         uncounted=budget.uncounted,

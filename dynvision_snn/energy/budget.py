@@ -38,7 +38,7 @@ from dynvision_snn.errors import EnergyError, EnergyWarning, known_names
 from dynvision_snn.report.markup import to_html
 from dynvision_snn.timing import format_steps
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of `EnergyBudget.to_dict`'s layout."""
 
 STATIC_ROW = "static power"
@@ -132,7 +132,7 @@ class EnergyBudget:
 
     @cached_property
     def total(self) -> LayerEnergy:
-        """The sum of all layers. Its firing rate is over the neurons of spiking layers."""
+        """The sum of all layers. Its firing rate is over the spiking units of all."""
         return self._row("total", "", self.counts)
 
     def by_timestep(self, quantity: str, layer: str | None = None) -> Tensor:
@@ -347,7 +347,7 @@ class EnergyBudget:
 
     def _row(self, name: str, kind: str, layers: Sequence[LayerCounts]) -> LayerEnergy:
         counts = self._counts_by(layers)
-        spiking = sum(layer.neurons for layer in layers if "spikes" in layer.series)
+        spiking = sum(layer.spiking_units for layer in layers)
         seconds = float(self.samples.sum()) * self.dt * 1e-3 / self.n_samples
         return LayerEnergy(
             name=name,
@@ -379,7 +379,7 @@ class EnergyBudget:
     def _marginal(self, quantity: str, layer: str | None, axis: int) -> Tensor:
         layers = self.counts if layer is None else [self._layer(layer)]
         if quantity == "firing_rate":
-            spiking = sum(x.neurons for x in layers if "spikes" in x.series)
+            spiking = sum(x.spiking_units for x in layers)
             seconds = self.samples.sum(axis) * self.dt * 1e-3
             return self._sum("spikes", layers).sum(axis) / (spiking * seconds)
         if quantity not in QUANTITIES:

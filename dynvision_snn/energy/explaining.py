@@ -78,7 +78,7 @@ _DEFINITIONS: Mapping[str, tuple[str, str, str]] = {
         "A graded spike counts as one. Input spikes are no layer's and are not among them.",
     ),
     "firing_rate": (
-        "spikes per spiking neuron and second of simulated time, in Hz",
+        "spikes per unit that can spike and second of simulated time, in Hz",
         _MEASURED,
         "Simulated time, not a chip's; idle time is apart.",
     ),
@@ -137,6 +137,8 @@ def notes_on_counts(
         shown = "-" if value is None else f"{value:,.6g}"
         if name in ("synops_ac", "synops_mac"):
             caveat = " ".join([caveat, *_evidence(rows, name == "synops_ac")])
+        if name in ("firing_rate", "neuron_updates_active"):
+            caveat = " ".join([caveat, *_sharing(rows)])
         yield Note(name, shown, definition, source, caveat)
     for layer, reason in uncounted.items():
         yield Note(
@@ -159,6 +161,15 @@ def _evidence(rows: Sequence[LayerCounts], spiking: bool) -> Iterator[str]:
             yield f"{name} received values of magnitude {row.most:g} alone."
         else:
             yield f"{name} received magnitudes from {row.least:.3g} to {row.most:.3g}."
+
+
+def _sharing(rows: Sequence[LayerCounts]) -> Iterator[str]:
+    for row in rows:
+        if 0 < row.spiking_units < row.neurons:
+            yield (
+                f"The {row.neurons:,} neurons of {row.name or '(model)'} share "
+                f"{row.spiking_units:,} outputs that spike; a spike makes one update active."
+            )
 
 
 def notes_on_joules(profile: HardwareProfile, joules: Joules) -> Iterator[Note]:

@@ -9,8 +9,12 @@ Definitions
   common magnitude ``|x|``; silence does too.
 - dense SynOps: every input times every weight, zero or not; edges exact.
 - neuron update: one state update of one neuron at one timestep; active if the neuron's output at
-  that timestep is nonzero (a spike, or an analog value).
-- firing rate: spikes per neuron and second of simulated time.
+  that timestep is nonzero (a spike, or an analog value). Neurons may share an output: where
+  membranes are pooled before any spike, every neuron of a window is updated, and the window's one
+  spike makes one of their updates active, since one neuron fires, not each of them.
+- spiking unit: an output that can spike. Every spiking neuron has one of its own, but where neurons
+  share an output.
+- firing rate: spikes per spiking unit and second of simulated time.
 """
 
 from __future__ import annotations
@@ -61,7 +65,7 @@ class LayerEnergy:
         synapses: connections with a nonzero weight, shared weights once per place; 0 for a row
             of neurons alone.
         spikes: spikes emitted; 0 where the row emits none.
-        firing_rate: Hz, over the neurons that can spike; None where none can.
+        firing_rate: Hz, over the units that can spike; None where none can.
         synops_ac: synaptic operations on spikes.
         synops_mac: synaptic operations on analog values.
         synops_weighted: synaptic operations weighted by ``|x|``.
@@ -92,6 +96,8 @@ class LayerCounts:
         name: dotted module name; empty where the measured module is itself the layer.
         kind: class name of the layer.
         neurons: neurons per sample.
+        spiking_units: units per sample that can spike: its neurons, or fewer where those share an
+            output; 0 of a row that has no spikes.
         synapses: connections with a nonzero weight per sample.
         inputs: units per sample that its synapses receive from; 0 for a row of neurons alone.
         outputs: units per sample that its synapses drive.
@@ -110,6 +116,7 @@ class LayerCounts:
     name: str
     kind: str
     neurons: int = 0
+    spiking_units: int = 0
     synapses: int = 0
     inputs: int = 0
     outputs: int = 0
@@ -128,6 +135,11 @@ class LayerCounts:
             raise EnergyError(
                 f"Layer {self.name!r} has {self.neurons} neurons and {self.synapses} synapses; "
                 f"expected at least 0 of each."
+            )
+        if self.spiking_units <= 0 and "spikes" in self.series:
+            raise EnergyError(
+                f"Layer {self.name!r} has spikes but {self.spiking_units} spiking_units; expected "
+                f"how many of its units can spike."
             )
         checked: dict[Series, Tensor] = {}
         for key, values in self.series.items():
@@ -199,6 +211,7 @@ class LayerCounts:
             "name": self.name,
             "kind": self.kind,
             "neurons": self.neurons,
+            "spiking_units": self.spiking_units,
             "synapses": self.synapses,
             "inputs": self.inputs,
             "outputs": self.outputs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from dynvision_snn.energy.running import Kept, Onsets, RunSamples
 from dynvision_snn.energy.samples import WHOLE, SampleEnergy
 from dynvision_snn.energy.sums import Extent, OverTime, Spread
 from dynvision_snn.energy.synapses import Operator, refusal
+from dynvision_snn.energy.updates import Updates
 from dynvision_snn.errors import EnergyError
 from dynvision_snn.observation import Observation, Run
 from dynvision_snn.presentation import Phase
@@ -241,7 +242,10 @@ class Ledger:
         if reason is not None:
             self.uncounted.setdefault(name, reason)
             return
-        self._count_synapses(self._row(name, module), observation, module, observation.inputs)
+        output = observation.output
+        drives = 0 if output is None else output.shape[2:].numel()
+        row = self._row(name, module)
+        self._count_synapses(row, observation, module, observation.inputs, drives)
 
     def _count_neurons(self, observation: Observation) -> None:
         layer, output = observation.layer, observation.output
@@ -253,11 +257,10 @@ class Ledger:
             return
         self._check_batch(observation, output.shape[1])
         row = self._row(observation.name, observation.module, keeps_time=True)
-        row.spiking = layer.traits.role is Role.SPIKING
-        updated = layer.adapter.updated(observation.module, output, observation.presynaptic)
-        output = _side_by_side(updated)
-        row.neurons = output.shape[2:].numel()
-        output = observation.without_padding(output)
+        outputs, row.neurons = Updates.of(observation, output)
+        if layer.traits.role is Role.SPIKING:
+            row.spiking_units = outputs.shape[2:].numel()
+        output = observation.without_padding(outputs)
         self._last_output = Tallied.of(output)
         values = self._last_output.tally
         active: dict[Series, Tensor] = {"neuron_updates_active": values.events}
@@ -272,14 +275,22 @@ class Ledger:
         assert observation.layer is not None
         if not observation.presynaptic:
             return
+        layer = self._rows.get(observation.name)
+        neurons = 0 if layer is None else layer.neurons
         inner = observation.layer.adapter.synapses(observation.module)
         for synapses, values in zip(inner, observation.presynaptic, strict=True):
             name = f"{observation.name}.{synapses.name}"
             row = self._row(name, observation.module, synapses, keeps_time=True)
-            self._count_synapses(row, observation, synapses.operator, values)
+            drives = neurons if synapses.drives is None else synapses.drives
+            self._count_synapses(row, observation, synapses.operator, values, drives)
 
     def _count_synapses(
-        self, row: Row, observation: Observation, operator: Operator, values: Tensor | None
+        self,
+        row: Row,
+        observation: Observation,
+        operator: Operator,
+        values: Tensor | None,
+        drives: int,
     ) -> None:
         if values is None:
             row.note_silence(observation, self._ticks, operator)
@@ -288,10 +299,8 @@ class Ledger:
         values = observation.without_padding(values)
         seen = Tallied.of(values, row.last, self._last_output)
         row.last = seen
-        output = observation.output
-        if output is not None:
-            row.outputs = output.shape[2:].numel()
-        size = output_size(operator, output)
+        row.outputs = drives
+        size = output_size(operator, observation.output)
         fan_out = row.fan_out(operator, values.shape[2:], values.device, size)
         series: Mapping[Series, Tensor]
         by_sample: Mapping[Series, Tensor] = _NONE
@@ -360,8 +369,3 @@ def _phases(run: Run, steps: int) -> Tensor:
     for code, name in _PHASES.items():
         phases[_ROWS.index(name)] = run.phases == code
     return phases
-
-
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """``[t, B, *units]``, of several parts flat; a single one is itself."""
-    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(2) for part in parts], dim=2)

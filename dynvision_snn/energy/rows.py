@@ -114,8 +114,7 @@ class Row:
     ) -> None:
         self.name, self.kind = name, kind
         self.keeps_time = keeps_time
-        self.neurons = 0
-        self.spiking = False
+        self.neurons = self.spiking_units = 0
         self.inputs = self.outputs = 0
         self.synapses: Tensor | None = None
         self.last: Tallied | None = None
@@ -241,12 +240,13 @@ class Row:
         least = [float(part.least) for part in (self.shown, self.idle) if part.least is not None]
         most = [float(part.most) for part in (self.shown, self.idle) if part.most is not None]
         series = {name: counted.of(phases, n_timesteps) for name, counted in sums.series.items()}
-        if self.spiking and "neuron_updates_active" in series:
+        if self.spiking_units and "neuron_updates_active" in series:
             series["spikes"] = series["neuron_updates_active"]
         return LayerCounts(
             name=self.name,
             kind=self.kind,
             neurons=self.neurons,
+            spiking_units=self.spiking_units,
             synapses=0 if self.synapses is None else round(float(self.synapses)),
             inputs=self.inputs,
             outputs=self.outputs,
@@ -290,7 +290,7 @@ class Row:
         if names and self.neurons:
             updates = self._updates(calls, n_timesteps)
             series["neuron_updates"] = updates[:, None].expand(-1, batch_size)
-            if self.spiking:
+            if self.spiking_units:
                 series["spikes"] = series["neuron_updates_active"]
         if names and self.synapses is not None:
             dense = self._dense_over_time(calls, n_timesteps)

@@ -21,6 +21,7 @@ from dynvision_snn.energy.hardware import HardwareProfile, resolve_profile
 from dynvision_snn.energy.rows import Row, output_size
 from dynvision_snn.energy.survey import adapters_for, with_operations
 from dynvision_snn.energy.synapses import Operator, refusal
+from dynvision_snn.energy.updates import Updates
 from dynvision_snn.errors import LossError
 from dynvision_snn.losses.listening import ListeningLoss
 from dynvision_snn.observation import Observation
@@ -60,17 +61,17 @@ class _Cost:
     Attributes:
         events: operations or active updates of each sample, ``[B]``.
         possible: how many they could have been, per sample; ``[B]`` where some are padding.
+        updates: neuron updates, active or not, likewise; None of synaptic operations.
         least, most: the smallest nonzero and the largest ``|x|``, 0-dim.
         spiking: whether they are active updates of a spiking layer.
-        neurons: whether they are updates at all; else synaptic operations.
     """
 
     events: Tensor
     possible: float | Tensor
     least: Tensor
     most: Tensor
+    updates: float | Tensor | None = None
     spiking: bool = False
-    neurons: bool = False
 
     def joined(self, other: _Cost) -> _Cost:
         """Both, of the same layer."""
@@ -80,8 +81,8 @@ class _Cost:
             self.possible + other.possible,
             torch.minimum(self.least.to(device), other.least),
             torch.maximum(self.most.to(device), other.most),
+            None if self.updates is None or other.updates is None else self.updates + other.updates,
             self.spiking,
-            self.neurons,
         )
 
 
@@ -191,11 +192,16 @@ class SynopsLoss(ListeningLoss):
             self._add_synapses(observation, "", observation.module, observation.inputs)
             return
         if output is not None and self.profile is not None:
-            output = observation.without_padding(output)
-            spiking = layer.traits.role is Role.SPIKING
-            active = events(output).reshape(*output.shape[:2], -1)
-            possible = observation.n_active * active.shape[2]
-            cost = _cost(output, active.sum((0, 2)), possible, spiking=spiking, neurons=True)
+            outputs, neurons = Updates.of(observation, output)
+            outputs, steps = observation.without_padding(outputs), observation.n_active
+            active = events(outputs).reshape(*outputs.shape[:2], -1)
+            cost = _cost(
+                outputs,
+                active.sum((0, 2)),
+                steps * active.shape[2],
+                updates=steps * neurons,
+                spiking=layer.traits.role is Role.SPIKING,
+            )
             self._add(observation, "", cost)
         inner = layer.adapter.synapses(observation.module) if observation.presynaptic else ()
         for synapses, values in zip(inner, observation.presynaptic, strict=True):
@@ -277,11 +283,12 @@ class SynopsLoss(ListeningLoss):
         if self.profile is None:
             return cost.events, possible
         figures = {term: figure or 0.0 for term, figure in self.profile.energies.items()}
-        if cost.neurons:
+        if cost.updates is not None:
             active, idle = figures["neuron_update_active"], figures["neuron_update_inactive"]
             sent = figures["spike"] * cost.spiking
-            joules = cost.events * (active - idle + sent) + possible * idle
-            return joules, possible * (active + sent)
+            updates = torch.as_tensor(cost.updates).to(cost.events, non_blocking=True)
+            fired, all_idle = active - idle + sent, updates * idle
+            return cost.events * fired + all_idle, possible * fired + all_idle
         carries_spikes = (cost.most == 0) | (cost.least == cost.most)
         price = torch.where(carries_spikes, figures["ac"], figures["mac"]).to(cost.events)
         return cost.events * price, possible * price
@@ -303,7 +310,7 @@ def _cost(
     counted: Tensor,
     possible: float | Tensor,
     *,
+    updates: float | Tensor | None = None,
     spiking: bool = False,
-    neurons: bool = False,
 ) -> _Cost:
-    return _Cost(counted, possible, *_magnitudes(values), spiking, neurons)
+    return _Cost(counted, possible, *_magnitudes(values), updates, spiking)

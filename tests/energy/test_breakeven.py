@@ -37,7 +37,7 @@ def spiking(rate: float, *, dt: float = 1.0) -> EnergyBudget:
         least=1.0, most=1.0,
     )  # fmt: skip
     lif = LayerCounts(
-        name="lif", kind="Leaky", neurons=OUT,
+        name="lif", kind="Leaky", neurons=OUT, spiking_units=OUT,
         series={
             "spikes": samples * rate * OUT,
             "neuron_updates": samples * OUT,

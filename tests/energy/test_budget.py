@@ -46,6 +46,7 @@ def small(n: float = 2, *, least: float = 1.0, most: float = 1.0, **budget: obje
         name="lif",
         kind="Leaky",
         neurons=4,
+        spiking_units=4,
         series={
             "spikes": series(3, 1),
             "neuron_updates": series(4 * n, 4 * n),
@@ -88,7 +89,13 @@ def budgets(draw: st.DrawFn, n: int = 1) -> list[EnergyBudget]:
             updates = {"neuron_updates": active + random(), "neuron_updates_active": active}
             spikes = {"spikes": active} if role == "spiking" else {}
             rows.append(
-                LayerCounts(name=name, kind=role, neurons=3 + i, series={**updates, **spikes})
+                LayerCounts(
+                    name=name,
+                    kind=role,
+                    neurons=3 + i,
+                    spiking_units=3 + i,
+                    series={**updates, **spikes},
+                )
             )
         samples = random() + 1
         samples[:, 0] += 50  # all samples are there at first; some runs end earlier
@@ -133,7 +140,11 @@ class TestCounts:
     def test_phases(self) -> None:
         samples = torch.tensor([[4.0, 4.0, 0.0], [0.0, 0.0, 4.0], [0.0, 0.0, 0.0]])
         lif = LayerCounts(
-            name="lif", kind="Leaky", neurons=2, series={"spikes": samples / 4 * torch.arange(3)}
+            name="lif",
+            kind="Leaky",
+            neurons=2,
+            spiking_units=2,
+            series={"spikes": samples / 4 * torch.arange(3)},
         )
         budget = EnergyBudget(counts=[lif], samples=samples, dt=1.0, phases=PHASES)
         assert budget.by_phase("spikes") == {"null": 0.25, "reaction": 0.5, "supervised": 0.0}
@@ -143,13 +154,27 @@ class TestCounts:
 
     def test_runs_of_different_length(self) -> None:
         short = EnergyBudget(
-            counts=[LayerCounts(name="lif", kind="Leaky", neurons=1, series={"spikes": series(2)})],
+            counts=[
+                LayerCounts(
+                    name="lif",
+                    kind="Leaky",
+                    neurons=1,
+                    spiking_units=1,
+                    series={"spikes": series(2)},
+                )
+            ],
             samples=series(2),
             dt=1.0,
         )
         long = EnergyBudget(
             counts=[
-                LayerCounts(name="lif", kind="Leaky", neurons=1, series={"spikes": series(0, 2, 0)})
+                LayerCounts(
+                    name="lif",
+                    kind="Leaky",
+                    neurons=1,
+                    spiking_units=1,
+                    series={"spikes": series(0, 2, 0)},
+                )
             ],
             samples=series(2, 2, 2),
             dt=1.0,
@@ -174,7 +199,11 @@ class TestCounts:
 
     def test_a_measurement_on_another_device_or_type_is_taken(self) -> None:
         layer = LayerCounts(
-            name="a", kind="A", neurons=1, series={"spikes": torch.ones(1, 2).int()}
+            name="a",
+            kind="A",
+            neurons=1,
+            spiking_units=1,
+            series={"spikes": torch.ones(1, 2).int()},
         )
         assert layer.series["spikes"].dtype == torch.float64
 
