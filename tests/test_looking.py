@@ -352,6 +352,45 @@ def test_a_loop_of_a_fixed_length_runs_at_this_length_and_at_no_other():
         wrap(FixedLoop(), dt=DT)(inputs(12))
 
 
+class FixedBatch(FixedLoop):
+    """A loop over a sequence, of a number of samples of its own, and perhaps of timesteps."""
+
+    def __init__(self, time_axis: int, num_steps: int | None) -> None:
+        super().__init__()
+        self.time_axis, self.num_steps = time_axis, num_steps
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem, spikes, membranes = self.lif.reset_mem(), [], []
+        for step in range(self.num_steps or x.size(self.time_axis)):
+            spk, mem = self.lif(self.fc(x.select(self.time_axis, step).reshape(B, -1)), mem)
+            spikes.append(spk)
+            membranes.append(mem)
+        return torch.stack(spikes, self.time_axis), torch.stack(membranes, self.time_axis)
+
+
+@pytest.mark.parametrize(("time_axis", "num_steps"), [(0, None), (1, None), (0, T)])
+def test_a_forward_of_a_fixed_batch_size_runs_at_this_size_and_at_no_other(time_axis, num_steps):
+    net = FixedBatch(time_axis, num_steps)
+    model = wrap(net, dt=DT)
+    given = inputs() if time_axis == 0 else inputs().transpose(0, 1)
+    membranes = net(given)[1]
+    expected = membranes if time_axis == 0 else membranes.transpose(0, 1)
+    assert torch.equal(model(inputs()).membrane, expected)
+    with pytest.raises(RuntimeError, match=r"shape '\[3, -1\]' is invalid"):
+        model(inputs(batch=4))
+
+
+class FixedBatchStaticLoop(StaticLoop):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x.view(B, -1))
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, T])
+def test_a_loop_over_one_static_image_of_a_fixed_batch_size_is_refused_too(num_steps):
+    with pytest.raises(WrapError, match=rf"num_steps = {num_steps}.*cannot follow a presentation"):
+        wrap(FixedBatchStaticLoop(num_steps), dt=DT)(inputs())
+
+
 class Twice(nn.Module):
     def __init__(self, *, alone: bool) -> None:
         super().__init__()

@@ -4,7 +4,8 @@ Much is known from the types: a whole-sequence neuron runs sequences, a Sequenti
 neurons is stepped. A module with a forward of its own is looked at by running it on tiny batches
 (`witness`): on a sequence of 3 timesteps of 2 samples, a model with the loop inside calls each
 neuron 3 times with 2 samples, and one that is to be stepped does not. Every sequence is tried in
-two sizes, so that no size of the model's own passes for a number of timesteps or samples.
+two sizes, so that no size of the model's own passes for a number of timesteps or samples; a model
+that insists on its numbers is looked at with these.
 """
 
 from __future__ import annotations
@@ -90,10 +91,11 @@ def look(
     root = next((item.layer for item in watched if item.name == ""), None)
     arguments = arguments_of(net, root)
     subject = _Subject(net, watched, _telling(example[:1]), arguments, readout)
+    sizes = len(example), n_timesteps
     refusals: dict[str, str] = {}
     cause: Exception | None = None
     for way, attempt in _attempts(
-        subject, stepping or _likely(net, watched, adapters), time_axis, n_timesteps
+        subject, stepping or _likely(net, watched, adapters), time_axis, *sizes
     ):
         try:
             with left_as_found(net.modules()):
@@ -168,20 +170,38 @@ class _Subject:
 
 
 def _attempts(
-    subject: _Subject, stepping: Stepping | None, time_axis: int | None, n_timesteps: int
+    subject: _Subject,
+    stepping: Stepping | None,
+    time_axis: int | None,
+    n_samples: int,
+    n_timesteps: int,
 ) -> Iterator[tuple[str, Callable[[], Look]]]:
     """The ways of calling to try, the most telling first; both where `stepping` is not known."""
     axes = (0, 1) if time_axis is None else (time_axis,)
     if stepping != "step":
         yield "sequence", lambda: _look_at_sequence(subject, {a: sizes_to_try(a) for a in axes})
     if stepping != "sequence":
-        yield "step", lambda: _look_at_steps(subject)
+        yield "step", lambda: _look_at_steps(subject, _SAMPLES)
     if stepping != "step":
         # For a loop over a number of timesteps of its own. Of this length alone, a loop over one
         # static image could not be told from one over axis 1: that must be said by hand.
         yield (
             f"sequence of {n_timesteps} timesteps",
             lambda: _look_at_sequence(subject, {axes[0]: sizes_to_try(axes[0], n_timesteps)}),
+        )
+    # For a batch size of its own, ``x.view(batch_size, -1)``.
+    if stepping != "step":
+        yield (
+            f"sequence, {n_samples} samples",
+            lambda: _look_at_either(subject, {a: sizes_to_try(a, None, n_samples) for a in axes}),
+        )
+    if stepping != "sequence" and n_samples != _SAMPLES:
+        yield f"step, {n_samples} samples", lambda: _look_at_steps(subject, n_samples)
+    if stepping != "step" and n_samples != n_timesteps:
+        sizes = sizes_to_try(axes[0], n_timesteps, n_samples)
+        yield (
+            f"sequence of {n_timesteps} timesteps, {n_samples} samples",
+            lambda: _look_at_sequence(subject, {axes[0]: sizes}),
         )
 
 
@@ -210,10 +230,10 @@ def _only_passes_on(item: Watched, adapters: Adapters) -> bool:
 # -- step ---------------------------------------------------------------------------------------
 
 
-def _look_at_steps(subject: _Subject) -> Look:
+def _look_at_steps(subject: _Subject, n_samples: int) -> Look:
     net = subject.net
     calling = subject.calling("step")
-    step = subject.inputs(_SAMPLES)
+    step = subject.inputs(n_samples)
     _, first = subject.run(calling, [step])
     _check_one_call_each(net, first)
     _check_no_sequence(net, first)
@@ -224,7 +244,7 @@ def _look_at_steps(subject: _Subject) -> Look:
         for name, item in seen.items()
     }
     chosen = choose_readout(
-        net, seen, list(tensors_of(outputs)), yielded, (_SAMPLES,), subject.readout
+        net, seen, list(tensors_of(outputs)), yielded, (n_samples,), subject.readout
     )
     return Look(calling, {}, reached(seen), chosen)
 
@@ -301,6 +321,29 @@ def _left(others: str) -> str:
 # -- sequence -----------------------------------------------------------------------------------
 
 
+def _look_at_either(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) -> Look:
+    """Looks at each time axis alone: a model may fail on the other."""
+    looks: list[Look] = []
+    failures: list[Exception] = []
+    for axis, sizes in tried.items():
+        try:
+            looks.append(_look_at_sequence(subject, {axis: sizes}))
+        except (_Misfit, *_MISFIT) as error:
+            failures.append(error)
+    if not looks:
+        raise failures[0]
+    if len(looks) > 1:
+        raise WrapError(_ambiguous(subject.net))
+    return looks[0]
+
+
+def _ambiguous(net: nn.Module) -> str:
+    return (
+        f"{type(net).__name__} runs on [T, B, ...] and on [B, T, ...] alike; say which with "
+        "wrap(net, time_axis=0) or wrap(net, time_axis=1)."
+    )
+
+
 def _look_at_sequence(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) -> Look:
     runs: dict[tuple[int, int], tuple[Any, dict[str, Seen]]] = {}
     calling = subject.calling("sequence")
@@ -311,7 +354,6 @@ def _look_at_sequence(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) 
         for axis, sizes in tried.items()
         if all(fits(runs[size.axes][1], size) for size in sizes)
     ]
-    name = type(subject.net).__name__
     if not fitting:
         (n_0, n_1), (_, seen) = next(iter(runs.items()))
         raise _Misfit(
@@ -319,10 +361,7 @@ def _look_at_sequence(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) 
             f"{_called(seen)}"
         )
     if len(fitting) > 1:
-        raise WrapError(
-            f"{name} runs on [T, B, ...] and on [B, T, ...] alike; say which with "
-            "wrap(net, time_axis=0) or wrap(net, time_axis=1)."
-        )
+        raise WrapError(_ambiguous(subject.net))
     axis = fitting[0]
     sizes = tried[axis]
     outputs, seen = runs[sizes[0].axes]

@@ -33,15 +33,16 @@ class Size:
         return self.axes[1 - self.time_axis]
 
 
-def sizes_to_try(time_axis: int, n_timesteps: int | None = None) -> tuple[Size, ...]:
-    """Two sizes to try, of `n_timesteps` where the model insists on them."""
-    if n_timesteps is None:
+def sizes_to_try(
+    time_axis: int, n_timesteps: int | None = None, n_samples: int | None = None
+) -> tuple[Size, ...]:
+    """Two sizes to try; of `n_timesteps` or `n_samples` where the model insists on them."""
+    if n_timesteps is None and n_samples is None:
         return tuple(Size(axes, time_axis) for axes in _SIZES)
-    batches = [size for size in (2, 3, 4) if size != n_timesteps][:2]
-    return tuple(
-        Size((n_timesteps, batch) if time_axis == 0 else (batch, n_timesteps), time_axis)
-        for batch in batches
-    )
+    lengths = (3, 5, 7) if n_timesteps is None else (n_timesteps,)
+    batches = (2, 3, 4) if n_samples is None else (n_samples,)
+    tried = [(n, batch) for n in lengths for batch in batches if n != batch][:2]
+    return tuple(Size(axes if time_axis == 0 else axes[::-1], time_axis) for axes in tried)
 
 
 def fits(seen: Mapping[str, Seen], size: Size) -> bool:
