@@ -12,12 +12,13 @@ from dynvision_snn.adapters import Adapters
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.layerwise import LayerRun
 from dynvision_snn.engine.listeners import check_hooks, check_listeners
+from dynvision_snn.engine.one_call import trace_call
 from dynvision_snn.engine.plan import LayerPlan, make_plan, signature_of
 from dynvision_snn.engine.scans.backends import BackendName, backend_for, compilation
 from dynvision_snn.engine.step import run_idle, run_steps
 from dynvision_snn.engine.time_loop import loops_by_itself, trace_loop
 from dynvision_snn.engine.timed import Timed, map_timed
-from dynvision_snn.engine.tracing import Refusal, trace
+from dynvision_snn.engine.tracing import Refusal
 from dynvision_snn.errors import WrapError, known_names
 from dynvision_snn.observation import Attachment, Run, RunHost
 
@@ -147,8 +148,9 @@ class Engine:
             self._plans.clear()
             self._loops = loops_by_itself(calling, adapters, net)
         n_steps = shown.idle_steps + len(shown.steps)
-        # What a time loop does is known of the sizes that it was traced with.
-        sizes = (n_steps, *example.shape, str(example.device)) if self._loops else ()
+        # What a forward does is known of the number of samples that it was traced with; what a
+        # time loop does, of all its sizes.
+        sizes = (n_steps, *example.shape, str(example.device)) if self._loops else example.shape[:1]
         if sizes not in self._plans:
             if len(self._plans) >= _MOST_PLANS:
                 del self._plans[next(iter(self._plans))]
@@ -171,7 +173,7 @@ class Engine:
         if not self._plan.traced.starts_alike:
             lines.append("  the first timestep as it is: its forward makes its own first states")
         for part in self._plan.parts:
-            if part.manner != "pick":
+            if part.manner not in ("pick", "size"):
                 manner, reason = part.manner, part.reason
                 if part in self._plan.as_it_is:
                     manner = "step" if self._plan.stepping == "step" else "whole"
@@ -195,7 +197,7 @@ def _plan(
         traced = trace_loop(net, calling, adapters, by_module, example, n_steps)
     else:
         inputs = example if calling.stepping == "step" else example.unsqueeze(0)
-        traced = trace(net, calling, adapters, by_module, inputs)
+        traced = trace_call(net, calling, adapters, by_module, inputs)
     plan = make_plan(net, calling, traced, layers)
     if not plan.is_worth_it:
         reasons = dict.fromkeys(part.reason for part in plan.parts if part.reason)
@@ -206,6 +208,7 @@ def _plan(
 _MANNERS = {
     "layer": "timesteps as one batch",
     "join": "timesteps as one batch",
+    "shape": "timesteps as one batch",
     "scan": "one scan over time",
     "step": "timestep by timestep",
     "whole": "one call, as it is",

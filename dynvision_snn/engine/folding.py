@@ -25,7 +25,7 @@ from dynvision_snn.engine.blocks import (
     mapped,
 )
 from dynvision_snn.engine.over_time import stacked_from, swaps
-from dynvision_snn.engine.tracing import Refusal, Traced, rebuilt
+from dynvision_snn.engine.tracing import LENGTH, Refusal, Traced, rebuilt
 from dynvision_snn.engine.unrolling import Unrolled
 
 
@@ -71,6 +71,7 @@ class _Folding:
         for now, then in zip(later, first, strict=True):
             op, target, args, kwargs = map(self._resolved, now, then)
             self._block.append(self._graph.create_node(op, target, args, kwargs))
+        self._note_lengths()
         for node in self._loop.sequences:
             if node.op == "call_module":
                 self._over_time(node)
@@ -92,6 +93,15 @@ class _Folding:
             returned,
             firsts=tuple(first for _, first in self._states.values()),
         )
+
+    def _note_lengths(self) -> None:
+        blocks = self._blocks
+        for node in self._loop.graph.nodes:
+            if LENGTH in node.meta:
+                place = blocks.place.get(node, -1)
+                if not blocks.start <= place < blocks.stop:
+                    raise Refusal("it asks for the length of what is outside of its timesteps")
+                self._block[(place - blocks.start) % blocks.length].meta[LENGTH] = True
 
     def _check_called(self) -> None:
         """A module is called with all timesteps, or with each of them; listeners hear of one."""

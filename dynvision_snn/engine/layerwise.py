@@ -21,6 +21,7 @@ from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
 from dynvision_snn.engine.products import linear
 from dynvision_snn.engine.samplewise import CHOOSES, CONVOLUTIONAL
 from dynvision_snn.engine.scans import Scanned, scan
+from dynvision_snn.engine.shapes import reshaped
 from dynvision_snn.engine.timed import (
     PerStep,
     Timed,
@@ -30,7 +31,7 @@ from dynvision_snn.engine.timed import (
     stacked,
 )
 from dynvision_snn.engine.tracing import Traced
-from dynvision_snn.engine.values import bind, computed, delayed, kept, last, looked_up
+from dynvision_snn.engine.values import attribute, bind, computed, delayed, kept, last, looked_up
 from dynvision_snn.observation import Attachment, Observation, Run, Watched, is_recomputing
 from dynvision_snn.spike_bits import note_moved
 
@@ -101,7 +102,7 @@ class LayerRun:
         """A chain of stateless layers and functions, on the distinct values."""
         first = part.nodes[0]
         if first.op == "get_attr":
-            self.values[first] = _attribute(self.plan.traced.root, str(first.target))
+            self.values[first] = attribute(self.plan.traced.root, str(first.target))
             return
         traced = self.plan.traced
         (source,) = first.all_input_nodes
@@ -143,6 +144,22 @@ class LayerRun:
             self._as_it_is(part)
         else:
             self.values[node] = value
+
+    def shape(self, part: Part) -> None:
+        """Another shape of a value, the same for all samples."""
+        (node,) = part.nodes
+        source = self.values[picked_from(node)]
+        value = reshaped(node, source, self.values) if isinstance(source, Timed) else None
+        if value is None:
+            self._as_it_is(part)
+        else:
+            self.values[node] = value
+
+    def size(self, part: Part) -> None:
+        """A size, as it is at every timestep."""
+        for node in part.nodes:
+            given = {a: at_step(self.values[a], 0) for a in node.all_input_nodes}
+            self.values[node] = computed(node, given, {})
 
     def _constant(self, part: Part) -> None:
         """What is the same at every timestep, such as a function of parameters."""
@@ -300,8 +317,10 @@ class LayerRun:
 
 _RUNNERS: Mapping[str, Callable[[LayerRun, Part], None]] = {
     "pick": LayerRun.pick,
+    "size": LayerRun.size,
     "layer": LayerRun.layer,
     "join": LayerRun.join,
+    "shape": LayerRun.shape,
     "scan": LayerRun.scan,
     "step": LayerRun.step,
     "whole": LayerRun.whole,
@@ -325,13 +344,6 @@ def _as_timed(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_as_timed(item) for item in value)
     return value
-
-
-def _attribute(root: nn.Module, target: str) -> Any:
-    owner: Any = root
-    for name in target.split("."):
-        owner = getattr(owner, name)
-    return owner
 
 
 def _applied(

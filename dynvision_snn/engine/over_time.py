@@ -69,6 +69,10 @@ class StepProxy(WritingProxy):
             raise TraceError("it loops over what it computed")
         return iter([self[k] for k in range(n_unpacked)])  # type: ignore[index]
 
+    def __len__(self) -> int:
+        tracer: Any = self.tracer
+        return int(tracer.length_of(self.node))
+
 
 @lru_cache(maxsize=1024)
 def _n_unpacked(code: CodeType, offset: int) -> int | None:
@@ -79,7 +83,52 @@ def _n_unpacked(code: CodeType, offset: int) -> int | None:
     return None
 
 
-class SequenceProxy(WritingProxy):
+class SizedProxy(WritingProxy):
+    """A proxy that answers with the sizes of a tensor.
+
+    Args:
+        node: the value.
+        tracer: the tracer of all.
+        like: a tensor of its sizes, device and dtype.
+    """
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, like: Tensor) -> None:
+        super().__init__(node, tracer)
+        self._like = like
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its sizes in the run that is planned."""
+        return self._like.shape
+
+    def size(self, dim: int | None = None) -> Any:
+        """Its sizes in the run that is planned."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """The number of its axes."""
+        return len(self.shape)
+
+    def dim(self) -> int:
+        """The number of its axes."""
+        return len(self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._like.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its entries are."""
+        return self._like.dtype
+
+
+class SequenceProxy(SizedProxy):
     """A proxy of a value over time.
 
     Args:
@@ -96,7 +145,7 @@ class SequenceProxy(WritingProxy):
         over_time: OverTime,
         picked: Callable[[fx.Node, int], fx.Proxy],
     ) -> None:
-        super().__init__(node, tracer)
+        super().__init__(node, tracer, over_time.like)
         self._over_time = over_time
         self._picked = picked
         self._steps: dict[int, Any] = {}
@@ -126,9 +175,6 @@ class SequenceProxy(WritingProxy):
         """The timesteps, one after the other."""
         return iter(self.unbind(0))
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def unbind(self, dim: int = 0) -> tuple[fx.Proxy, ...]:
         """The timesteps."""
         if dim != self._over_time.time_axis:
@@ -139,29 +185,6 @@ class SequenceProxy(WritingProxy):
     def shape(self) -> torch.Size:
         """Its sizes in the run that is planned."""
         return torch.Size(self._over_time.shape)
-
-    def size(self, dim: int | None = None) -> Any:
-        """Its sizes in the run that is planned."""
-        return self.shape if dim is None else self.shape[dim]
-
-    @property
-    def ndim(self) -> int:
-        """The number of its axes."""
-        return len(self.shape)
-
-    def dim(self) -> int:
-        """The number of its axes."""
-        return len(self.shape)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return self._over_time.like.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its entries are."""
-        return self._over_time.like.dtype
 
 
 def _is_all(key: Any) -> bool:

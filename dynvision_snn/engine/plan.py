@@ -21,12 +21,13 @@ from torch import fx, nn
 from dynvision_snn.adapters import Call, Layer
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.samplewise import is_random, joins, why_not_merged
+from dynvision_snn.engine.shapes import is_size, reshapes
 from dynvision_snn.engine.tracing import Refusal, Traced
 
-Manner = Literal["layer", "join", "scan", "step", "whole", "pick"]
-"""How a part runs: many timesteps as one batch, several values joined over all timesteps, one scan,
-timestep by timestep, one call with all timesteps, or no computation (a state variable taken out of
-what a neuron returned)."""
+Manner = Literal["layer", "join", "shape", "scan", "step", "whole", "pick", "size"]
+"""How a part runs: many timesteps as one batch, several values joined or one given another shape
+over all timesteps, one scan, timestep by timestep, one call with all timesteps, or no computation
+(a state variable taken out of what a neuron returned, or a size that is the same at all)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -242,6 +243,8 @@ def _part(
     calls = [node for node in component if node in traced.module_of]
     name = ", ".join(names[traced.module_of[n]] for n in calls) or component[0].name
     nodes = tuple(component)
+    if len(component) == 1 and is_size(component[0]) and stepping == "step":
+        return Part("size", nodes, name)
     if len(component) == 1 and _picks(component[0]) and _root(component[0]) in traced.layer_of:
         return Part("pick", nodes, name)
     neurons = [n for n in calls if n in traced.layer_of and traced.layer_of[n].is_stateful]
@@ -253,11 +256,15 @@ def _part(
     if len(component) == 1:
         reason = why_not_merged(traced, component[0], stepping)
         if reason is None:
-            return Part("join" if joins(component[0]) else "layer", nodes, name)
+            return Part(_together(component[0]), nodes, name)
         return Part(_alone(stepping), nodes, name, reason)
     if len(_random(traced, component)) > 1:
         return Part("step", nodes, name, "they draw random numbers in turn, timestep by timestep")
     return Part("step", nodes, name, "a connection runs backwards in time")
+
+
+def _together(node: fx.Node) -> Manner:
+    return "join" if joins(node) else "shape" if reshapes(node) else "layer"
 
 
 def _alone(stepping: str) -> Manner:
@@ -288,7 +295,8 @@ def _words(traced: Traced) -> dict[fx.Node, Any]:
 
 
 def _picks(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in (operator.getitem, getattr)
+    takes = node.op == "call_function" and node.target in (operator.getitem, getattr)
+    return takes and not is_size(node)
 
 
 def picked_from(node: fx.Node) -> fx.Node:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from dynvision_snn.engine.shapes import reshapes
+
 if TYPE_CHECKING:
     from dynvision_snn.engine.tracing import Traced
 
@@ -47,13 +49,30 @@ _ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
     {
         operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow,
         torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum,
-        torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.neg,
-        F.relu, F.leaky_relu, F.silu, F.softplus,
+        torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.neg, torch.clamp,
+        F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.softplus, F.hardtanh,
     }
 )  # fmt: skip
 _ELEMENTWISE_METHODS = frozenset(
-    {"add", "sub", "mul", "div", "pow", "neg", "abs", "exp", "relu", "sigmoid", "tanh"}
+    {"add", "sub", "mul", "div", "pow", "neg", "abs", "exp", "relu", "sigmoid", "tanh", "clamp"}
 )
+# Functions of one tensor that treat the samples of a batch one by one.
+_POOLINGS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+        F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+        F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+        torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
+    }
+)  # fmt: skip
+_DROPPING: frozenset[Callable[..., Any]] = frozenset(
+    {torch.dropout, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
+)
+# What a function that draws random numbers is called.
+_DRAWS = (
+    "rand", "bernoulli", "dropout", "normal", "poisson", "rrelu", "uniform", "multinomial",
+    "exponential", "gumbel", "geometric", "cauchy",
+)  # fmt: skip
 CONCATENATIONS: frozenset[Callable[..., Any]] = frozenset(
     {torch.cat, torch.concat, torch.concatenate}
 )
@@ -64,11 +83,20 @@ def is_random(node: fx.Node, module: nn.Module | None) -> bool:
     if module is not None:
         return isinstance(module, RANDOM) and module.training and not _is_silent(module)
     name = str(node.target)
-    return any(word in name for word in ("rand", "bernoulli", "dropout", "normal", "poisson"))
+    return any(word in name for word in _DRAWS) and not _drops_nothing(node)
 
 
 def _is_silent(module: nn.Module) -> bool:
     return isinstance(module, _DROPOUTS) and module.p == 0
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether a node is a dropout function outside of training."""
+    if node.op != "call_function" or node.target not in _DROPPING:
+        return False
+    given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
+    training = given.get("training", given.get("train", given.get(2, True)))
+    return training is False
 
 
 def why_not_merged(traced: Traced, node: fx.Node, stepping: str) -> str | None:
@@ -102,16 +130,29 @@ def why_not_merged(traced: Traced, node: fx.Node, stepping: str) -> str | None:
 def _why_function_not_merged(node: fx.Node, stepping: str) -> str | None:
     if node.op == "get_attr" or joins(node):
         return None
-    if is_elementwise(node) and len(node.all_input_nodes) == 1:
+    if len(node.all_input_nodes) == 1 and (is_elementwise(node) or _drops_nothing(node)):
         return None
-    flattens = node.target is torch.flatten or (
-        node.op == "call_method" and node.target == "flatten"
-    )
-    if flattens and stepping == "step" and (*node.args[1:], *node.kwargs.values()) == (1,):
+    if stepping == "step" and (_is_pooling(node) or _flattens(node) or reshapes(node)):
         return None
+    if is_random(node, None):
+        return "its random numbers are drawn timestep by timestep"
     return (
         f"{getattr(node.target, '__name__', node.target)} is not known to treat samples one by one"
     )
+
+
+def _is_pooling(node: fx.Node) -> bool:
+    pools = node.op == "call_function" and node.target in _POOLINGS
+    return pools and len(node.all_input_nodes) == 1 and not node.kwargs.get("return_indices")
+
+
+def _flattens(node: fx.Node) -> bool:
+    """Whether a node flattens axes behind that of the samples."""
+    if node.target is not torch.flatten and (node.op, node.target) != ("call_method", "flatten"):
+        return False
+    given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
+    start, end = given.get("start_dim", given.get(1)), given.get("end_dim", given.get(2, -1))
+    return type(start) is int and start >= 1 and end == -1
 
 
 def joins(node: fx.Node) -> bool:

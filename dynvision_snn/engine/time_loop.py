@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynvision_snn.adapters import Adapters, Layer
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.folding import folded
+from dynvision_snn.engine.lengths import check_lengths
 from dynvision_snn.engine.over_time import OverTime
 from dynvision_snn.engine.tracing import (
     Refusal,
@@ -86,6 +87,10 @@ def trace_loop(
                 other = traced()
         states = {f"{layer.name}.{s}" for layer in layers.values() for s in _held(layer)}
         written = {name for name, *_ in before.keys() ^ attributes_of(net).keys()} - states
+        with traceable("its time loop"):
+            for layer in layers.values():
+                layer.adapter.reset(layer.module)
+            check_lengths(one, example, one.firsts or ())
     if written:
         raise Refusal(f"its forward writes {', '.join(sorted(written))}")
     if steps_of(one) != steps_of(other) or not _same(one.firsts, other.firsts):

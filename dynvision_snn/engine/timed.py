@@ -126,6 +126,8 @@ def stacked(steps: Sequence[Any]) -> Any:
     first = steps[0]
     if isinstance(first, Tensor):
         return Timed(torch.stack(list(steps)))
+    if isinstance(first, torch.Size):
+        return PerStep(tuple(steps))
     if isinstance(first, dict):
         return {key: stacked([step[key] for step in steps]) for key in first}
     if isinstance(first, tuple) and hasattr(first, "_fields"):

@@ -8,26 +8,23 @@ comes back to it at the next timestep.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from dynvision_snn.adapters import Adapters, Layer
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.forgotten import WithoutValues, modes
-from dynvision_snn.engine.in_place import WritingProxy, mark, seen_by_others, without_writing
-from dynvision_snn.engine.witness import left_as_found, witnessed
+from dynvision_snn.engine.in_place import mark, seen_by_others, without_writing
+from dynvision_snn.engine.over_time import StepProxy
 from dynvision_snn.errors import DynvisionError
 
-# What a forward raises that looks at its input's values or shapes, or writes into it.
-_UNTRACEABLE = (
+UNTRACEABLE = (
     TraceError,
     TypeError,
     ValueError,
@@ -36,10 +33,11 @@ _UNTRACEABLE = (
     AttributeError,
     KeyError,
 )
+"""What a forward raises that looks at its input's values or shapes, or writes into it."""
 
 
-# The placeholders of states.
-_STATE = re.compile(r"\bstate_\d+\b")
+LENGTH = "its length was asked for"
+"""Marks a node of which a forward took the number of samples for its length."""
 
 
 class Refusal(Exception):
@@ -92,55 +90,12 @@ class Traced:
         return [node for node in self.graph.nodes if node.op not in ("placeholder", "output")]
 
 
-def trace(
-    net: nn.Module,
-    calling: Calling,
-    adapters: Adapters,
-    layers: Mapping[nn.Module, Layer],
-    example: Tensor,
-) -> Traced:
-    """The data flow of one call.
-
-    Args:
-        net: the model.
-        calling: how it is called.
-        adapters: the adapters in force.
-        layers: the neuron layers by module.
-        example: an input of one call, for one look at the form of its states.
-
-    Raises:
-        Refusal: where the forward cannot be traced, or does what a graph cannot say.
-    """
-    form, like = _forms(net, calling, layers, example)
-    with left_as_found(net.modules()), witnessed(net, ()):
-        before = attributes_of(net)
-        with traceable("its forward"):
-            # Under both gradient modes: a forward that sets one is told from one that does not.
-            with torch.enable_grad():
-                traced = Tracer(adapters, layers).traced(net, calling, form, like)
-            with torch.no_grad():
-                again = Tracer(adapters, layers).traced(net, calling, form, like)
-            fresh = Tracer(adapters, layers).traced(net, calling, calling.initial_states, like)
-        written = before.keys() ^ attributes_of(net).keys()
-    if written:
-        names = ", ".join(sorted({name for name, *_ in written}))
-        raise Refusal(f"its forward writes {names}")
-    if steps_of(traced) != steps_of(again):
-        raise Refusal("its forward does not compute the same at every call")
-    alike = steps_of(fresh) == [
-        (*step[:2], _STATE.sub("None", step[2])) for step in steps_of(traced)
-    ]
-    traced = replace(traced, starts_alike=alike)
-    check_attributes(traced, layers)
-    return traced
-
-
 @contextmanager
 def traceable(what: str) -> Iterator[None]:
     """Refuses `what` where it cannot be traced, with the reason."""
     try:
         yield
-    except (*_UNTRACEABLE, DynvisionError) as error:
+    except (*UNTRACEABLE, DynvisionError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise Refusal(f"{what} cannot be traced ({reason})") from error
 
@@ -158,23 +113,12 @@ def check_attributes(traced: Traced, layers: Mapping[nn.Module, Layer]) -> None:
             raise Refusal(f"its forward reads {owner.removeprefix('net.')}.{name} from the module")
 
 
-def _forms(
-    net: nn.Module, calling: Calling, layers: Mapping[nn.Module, Layer], example: Tensor
-) -> tuple[tuple[Any, ...], Any]:
-    """The states that the model returns, and all that it returns, at one look."""
-    if not calling.states:
-        return (), None
-    with left_as_found(net.modules()), witnessed(net, ()):
-        for module, layer in layers.items():
-            layer.adapter.reset(module)
-        output = calling.call(net, example, calling.initial_states)
-        _, states = calling.split(output)
-    return states, output
-
-
-def steps_of(traced: Traced) -> list[tuple[str, Any, str]]:
+def steps_of(traced: Traced) -> list[tuple[str, Any, str, bool]]:
     """What is computed, in order, to be compared with another trace."""
-    return [(node.op, node.target, f"{node.args} {node.kwargs}") for node in traced.nodes]
+    return [
+        (node.op, node.target, f"{node.args} {node.kwargs}", LENGTH in node.meta)
+        for node in traced.nodes
+    ]
 
 
 def attributes_of(net: nn.Module) -> dict[tuple[str, int, int], Any]:
@@ -205,14 +149,22 @@ class Tracer(fx.Tracer):
 
     While it does, ``torch.fx`` has every module of the process call it: what other threads run
     meanwhile is passed on, and no two trace at once.
+
+    Args:
+        adapters: the adapters in force.
+        layers: the neuron layers by module.
+        n_samples: how many samples the input has; None where its first axis is another.
     """
 
     _alone: ClassVar[threading.RLock] = threading.RLock()
 
-    def __init__(self, adapters: Adapters, layers: Mapping[nn.Module, Layer]) -> None:
+    def __init__(
+        self, adapters: Adapters, layers: Mapping[nn.Module, Layer], n_samples: int | None = None
+    ) -> None:
         super().__init__()
         self._adapters = adapters
         self._layers = layers
+        self._n_samples = n_samples
         self._thread = threading.get_ident()
         self._modes = modes()
 
@@ -237,7 +189,18 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A proxy that tells when it is written into."""
-        return WritingProxy(node, self)
+        return StepProxy(node, self)
+
+    def length_of(self, node: fx.Node) -> int:
+        """The number of samples, which is to be the length of what `node` yields.
+
+        Raises:
+            TraceError: where it is not known.
+        """
+        if self._n_samples is None:
+            raise TraceError("it asks for the length of what it computed")
+        node.meta[LENGTH] = True
+        return self._n_samples
 
     def call_module(
         self,

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
@@ -21,6 +20,7 @@ from dynvision_snn.adapters.base import tensors_of
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.forgotten import WithoutValues
 from dynvision_snn.engine.in_place import seen_by_others
+from dynvision_snn.engine.marks import Marks
 from dynvision_snn.engine.over_time import (
     PICK,
     OverTime,
@@ -88,12 +88,12 @@ class _LoopTracer(Tracer):
     def __init__(
         self, adapters: Adapters, layers: Mapping[nn.Module, Layer], inputs: OverTime
     ) -> None:
-        super().__init__(adapters, layers)
+        super().__init__(adapters, layers, inputs.n_samples)
         self._inputs = inputs
         self._sequences: dict[fx.Node, OverTime] = {}
         self._picks: dict[fx.Node, tuple[fx.Node, int]] = {}
         self._constants: dict[int, tuple[Tensor, fx.Node]] = {}
-        self._marks = _Marks(layers)
+        self._marks = Marks(layers)
         self._making = _Making()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -137,6 +137,12 @@ class _LoopTracer(Tracer):
         self._picks[node] = (sequence, t)
         return StepProxy(node, self)
 
+    def length_of(self, node: fx.Node) -> int:
+        """The number of samples, which the length of a timestep of the input surely is."""
+        if node in self._picks and self._picks[node][0].op == "placeholder":
+            return self._inputs.n_samples
+        return super().length_of(node)
+
     def create_arg(self, a: Any) -> Any:
         """What an operation is given; a tensor that the forward made is a node of its own."""
         if isinstance(a, tuple) and hasattr(a, "_fields"):
@@ -179,34 +185,6 @@ class _LoopTracer(Tracer):
             {m: inside for m in module_of.values() if (inside := self._repeated(m)) is not None},
             thawed(nodes[-1].args[0]),
         )
-
-
-class _Marks:
-    """Tells whether a forward touches what its neurons hold between their calls."""
-
-    def __init__(self, layers: Mapping[nn.Module, Layer]) -> None:
-        self._layers = layers
-        self._left: dict[nn.Module, dict[str, tuple[Tensor, int]]] = {}
-
-    def called(self, module: nn.Module) -> None:
-        """Checks what `module` holds, and leaves a mark for its next call."""
-        layer = self._layers[module]
-        self._check(module)
-        marks = {name: torch.empty(0) for name in layer.adapter.state(module)}
-        layer.adapter.restore(module, marks)
-        self._left[module] = {name: (mark, mark._version) for name, mark in marks.items()}
-
-    def check_all(self) -> None:
-        """Checks what every neuron holds after its last call."""
-        for module in self._left:
-            self._check(module)
-
-    def _check(self, module: nn.Module) -> None:
-        layer = self._layers[module]
-        held = layer.adapter.state(module)
-        for name, (mark, version) in self._left.get(module, {}).items():
-            if held[name] is not mark or mark._version != version:
-                raise Refusal(f"its forward writes {layer.name}.{name} between timesteps")
 
 
 class _Making(WithoutValues):

@@ -78,6 +78,14 @@ def delayed(value: Any, first: Any, n_steps: int) -> Any:
     return PerStep((first, *(at_step(value, t) for t in range(n_steps - 1))))
 
 
+def attribute(root: nn.Module, target: str) -> Any:
+    """What a path of names leads to."""
+    owner: Any = root
+    for name in target.split("."):
+        owner = getattr(owner, name)
+    return owner
+
+
 def computed(
     node: fx.Node, now: Mapping[fx.Node, Any], module_of: Mapping[fx.Node, nn.Module]
 ) -> Any:
