@@ -173,11 +173,12 @@ class Engine:
         if not self._plan.traced.starts_alike:
             lines.append("  the first timestep as it is: its forward makes its own first states")
         for part in self._plan.parts:
-            if part.manner not in ("pick", "size"):
+            as_it_is = part in self._plan.as_it_is
+            if as_it_is or part.manner not in ("pick", "size"):
                 manner, reason = part.manner, part.reason
-                if part in self._plan.as_it_is:
+                if as_it_is:
                     manner = "step" if self._plan.stepping == "step" else "whole"
-                    reason = "its values have too few axes, or do not line up over time"
+                    reason = _AS_IT_IS.get(part.manner, _NOT_OVER_TIME)
                 told = f": {reason}" if reason else ""
                 lines.append(f"  {_MANNERS[manner]:<28} {part.name}{told}")
         return "\n".join(lines)
@@ -205,6 +206,11 @@ def _plan(
     return plan
 
 
+_NOT_OVER_TIME = "its values have too few axes, or do not line up over time"
+_AS_IT_IS = {
+    "shape": "it moves values between samples",
+    "scan": "its input or state is not of one shape at all timesteps",
+}
 _MANNERS = {
     "layer": "timesteps as one batch",
     "join": "timesteps as one batch",

@@ -20,7 +20,7 @@ from dynvision_snn.engine.listeners import presynaptic_of, shows_membrane
 from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
 from dynvision_snn.engine.products import linear
 from dynvision_snn.engine.samplewise import CHOOSES, CONVOLUTIONAL
-from dynvision_snn.engine.scans import Scanned, scan
+from dynvision_snn.engine.scans import Scanned, fits, scan
 from dynvision_snn.engine.shapes import reshaped
 from dynvision_snn.engine.timed import (
     PerStep,
@@ -157,9 +157,12 @@ class LayerRun:
 
     def size(self, part: Part) -> None:
         """A size, as it is at every timestep."""
-        for node in part.nodes:
-            given = {a: at_step(self.values[a], 0) for a in node.all_input_nodes}
-            self.values[node] = computed(node, given, {})
+        (node,) = part.nodes
+        given = {a: self.values[a] for a in node.all_input_nodes}
+        if any(isinstance(value, PerStep) for value in given.values()):
+            self._as_it_is(part)
+            return
+        self.values[node] = computed(node, {a: at_step(v, 0) for a, v in given.items()}, {})
 
     def _constant(self, part: Part) -> None:
         """What is the same at every timestep, such as a function of parameters."""
@@ -179,18 +182,24 @@ class LayerRun:
         traced = self.plan.traced
         node = next(n for n in part.nodes if n in traced.layer_of)
         layer = traced.layer_of[node]
-        inputs: Timed = self.values[picked_from(node)]
+        inputs = self.values[picked_from(node)]
+        if not isinstance(inputs, Timed):
+            self._as_it_is(part)
+            return
         args = [self.values[a] if isinstance(a, fx.Node) else a for a in node.args[1:]]
         kwargs = {
             k: self.values[a] if isinstance(a, fx.Node) else a for k, a in node.kwargs.items()
         }
         example = inputs.values[0]
         start = layer.adapter.scan_start(layer.module, Call((example, *args), kwargs, None))
+        spec = layer.adapter.scan_spec(layer.module)
+        if not fits(spec, example, start):
+            self._as_it_is(part)
+            return
         heard = self._membrane_is_heard(layer) and shows_membrane(layer)
         keep = (
             {"spikes"} | (part.wants - {"output"}) | ({"membrane", "current"} if heard else set())
         )
-        spec = layer.adapter.scan_spec(layer.module)
         ran = scan(spec, inputs.values, index=inputs.index, state=start, keep=keep)
         layer.adapter.scan_finish(layer.module, ran.state)
         values: dict[str, Any] = {"output": Timed(ran.output)}

@@ -131,6 +131,9 @@ def _check_returned(traced: Traced) -> None:
             raise Refusal("it returns another kind of state than it takes")
 
 
+_BACKWARDS = "a connection runs backwards in time"
+
+
 # -- parts ----------------------------------------------------------------------------------------
 
 
@@ -248,11 +251,11 @@ def _part(
     if len(component) == 1 and _picks(component[0]) and _root(component[0]) in traced.layer_of:
         return Part("pick", nodes, name)
     neurons = [n for n in calls if n in traced.layer_of and traced.layer_of[n].is_stateful]
-    if len(neurons) == 1 and all(n is neurons[0] or n in words for n in component):
+    if len(neurons) == 1 and all(_root(n) is neurons[0] for n in component):
         reason = _why_no_scan(traced, neurons[0], words, stepping)
-        if reason is None:
+        if reason is None and all(n in words for n in component):
             return Part("scan", nodes, name, wants=_wanted(traced, neurons[0], words))
-        return Part(_alone(stepping), nodes, name, reason)
+        return Part(_alone(stepping), nodes, name, reason or _BACKWARDS)
     if len(component) == 1:
         reason = why_not_merged(traced, component[0], stepping)
         if reason is None:
@@ -260,7 +263,7 @@ def _part(
         return Part(_alone(stepping), nodes, name, reason)
     if len(_random(traced, component)) > 1:
         return Part("step", nodes, name, "they draw random numbers in turn, timestep by timestep")
-    return Part("step", nodes, name, "a connection runs backwards in time")
+    return Part("step", nodes, name, _BACKWARDS)
 
 
 def _together(node: fx.Node) -> Manner:

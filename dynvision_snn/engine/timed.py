@@ -124,9 +124,9 @@ def map_timed(function: Callable[[Timed], Any], value: Any) -> Any:
 def stacked(steps: Sequence[Any]) -> Any:
     """What was yielded at every timestep, as one value of the same containers; else as it is."""
     first = steps[0]
-    if isinstance(first, Tensor):
+    if isinstance(first, Tensor) and all(step.shape == first.shape for step in steps):
         return Timed(torch.stack(list(steps)))
-    if isinstance(first, torch.Size):
+    if isinstance(first, Tensor | torch.Size):
         return PerStep(tuple(steps))
     if isinstance(first, dict):
         return {key: stacked([step[key] for step in steps]) for key in first}
@@ -139,7 +139,7 @@ def stacked(steps: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PerStep:
-    """What is no tensor, at each of T timesteps."""
+    """What is no tensor, or not of one shape, at each of T timesteps."""
 
     steps: tuple[Any, ...]
 

@@ -70,7 +70,8 @@ def looked_up(value: Any, values: Mapping[fx.Node, Any]) -> Any:
 
 def delayed(value: Any, first: Any, n_steps: int) -> Any:
     """What was made at the timestep before, at each of `n_steps`; at the first of them, `first`."""
-    if isinstance(value, Timed) and isinstance(first, Tensor):
+    alike = isinstance(value, Timed) and isinstance(first, Tensor)
+    if alike and first.shape == value.values.shape[1:] and first.dtype == value.values.dtype:
         return Timed(torch.cat([first.unsqueeze(0), value.over_time()[:-1]]))
     if isinstance(value, tuple) and hasattr(value, "_fields") and isinstance(first, tuple):
         pairs = zip(value, first, strict=True)

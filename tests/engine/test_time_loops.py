@@ -226,6 +226,26 @@ class OwnStates(nn.Module):
         return torch.stack(rec)
 
 
+class BroadcastStates(nn.Module):
+    """Norse's first state of one number per sample, and a delayed value that starts so, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(FEATURES, HIDDEN), norse.LIFCell()
+        self.out, self.li = nn.Linear(HIDDEN, HIDDEN), norse.LICell()
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = torch.zeros(x.shape[1], 1)
+        state, last, rec = norse.LIFFeedForwardState(v=zeros, i=zeros), None, []
+        before = torch.zeros(x.shape[1], 1)
+        for step in x:
+            z, state = self.lif(100 * self.fc(step), state)
+            v, last = self.li(self.out(z) + before, last)
+            before = z
+            rec.append(v)
+        return torch.stack(rec)
+
+
 def lifted_whole() -> nn.Module:
     return norse.Lift(
         norse.SequentialState(
@@ -304,6 +324,7 @@ LOOPS: dict[str, Callable[[], nn.Module]] = {
     "delayed": Delayed,
     "frames": Frames,
     "own states": OwnStates,
+    "broadcast states": BroadcastStates,
     "lifted whole": lifted_whole,
     "trains": Trains,
     "unknown neuron": UnknownNeuron,
@@ -418,6 +439,18 @@ def test_a_spike_flips_only_at_the_threshold(
     presentation = Presentation(pattern, dt=DT, idle_time=float(idle))
     shown = images(presentation, seed)
     check_flips_only_at_the_threshold(*both(name, seed, mode=False), shown, presentation)
+
+
+def test_what_runs_by_step_in_a_loop_says_why() -> None:
+    inputs = 1 + torch.randn(5, BATCH, FEATURES)
+    for name, reason in {
+        "unknown neuron": "alpha: no scan is written for Alpha",
+        "feedback": "a connection runs backwards in time",
+        "broadcast states": "lif: its input or state is not of one shape at all timesteps",
+    }.items():
+        _, auto = both(name)
+        auto(inputs)
+        assert reason in auto.explain(), auto.explain()
 
 
 def test_another_number_of_timesteps_or_samples_is_another_plan() -> None:

@@ -122,6 +122,22 @@ def scan(
     return _scanned(spec, plan, outputs)
 
 
+def fits(spec: ScanSpec, example: Tensor, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state is that of every unit, not one that a library would broadcast or promote.
+
+    Args:
+        spec: the neuron.
+        example: its input at one timestep, ``[B, *units]`` (``[B, features]`` with input weights).
+        state: what it is to start from; single numbers are that of every unit.
+    """
+    weight = spec.input_weight
+    units = example.shape if weight is None else (*example.shape[:-1], weight.shape[0])
+    return all(
+        value.ndim == 0 or (value.shape == units and value.dtype == example.dtype)
+        for value in state.values()
+    )
+
+
 def _scanned(spec: ScanSpec, plan: Plan, outputs: tuple[Tensor | None, ...]) -> Scanned:
     spikes, membrane, current, u, i = (
         None if value is None else value.view(*value.shape[:-1], *plan.shape) for value in outputs
