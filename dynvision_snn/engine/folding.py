@@ -25,7 +25,7 @@ from dynvision_snn.engine.blocks import (
     mapped,
 )
 from dynvision_snn.engine.over_time import stacked_from, swaps
-from dynvision_snn.engine.tracing import LENGTH, Refusal, Traced, rebuilt
+from dynvision_snn.engine.tracing import LENGTH, WRITTEN, Refusal, Traced, rebuilt
 from dynvision_snn.engine.unrolling import Unrolled
 
 
@@ -173,7 +173,10 @@ class _Folding:
             return self._over_time(node.all_input_nodes[0])
         stacked = stacked_from(node)
         if stacked is not None:
-            return self._operation(stacked[0])
+            operation = self._operation(stacked[0])
+            if WRITTEN in node.meta:
+                operation.meta[WRITTEN] = [*operation.meta.get(WRITTEN, []), node.meta[WRITTEN]]
+            return operation
         if node.name not in self._made:
             self._made[node.name] = self._graph.node_copy(node, self._over_time)
         return self._made[node.name]

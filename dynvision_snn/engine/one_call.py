@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from dynvision_snn.adapters import Adapters, Layer
 from dynvision_snn.engine.calling import Calling
-from dynvision_snn.engine.lengths import check_lengths
+from dynvision_snn.engine.granted import check_granted
 from dynvision_snn.engine.marks import Marks
 from dynvision_snn.engine.over_time import SizedProxy
 from dynvision_snn.engine.tracing import (
@@ -76,7 +76,7 @@ def trace_call(
         for layer in layers.values():
             layer.adapter.reset(layer.module)
         with traceable("its forward"):
-            check_lengths(traced, example, form)
+            check_granted(traced, example, form)
     check_attributes(traced, layers)
     return traced
 

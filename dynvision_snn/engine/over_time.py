@@ -154,13 +154,13 @@ class SequenceProxy(SizedProxy):
         """The value at one timestep."""
         keys = list(key) if isinstance(key, tuple) else [key]
         axis = self._over_time.time_axis
-        if len(keys) <= axis or not all(_is_all(each) for each in keys[:axis]):
+        if len(keys) <= axis or not all(is_all(each) for each in keys[:axis]):
             raise TraceError("it takes more than a timestep out of a sequence")
         t, others = keys[axis], keys[:axis] + keys[axis + 1 :]
         if isinstance(t, bool) or not isinstance(t, int):
             raise TraceError("it takes more than a timestep out of a sequence")
         step = self._at(t)
-        return step if all(_is_all(each) for each in others) else step[tuple(others)]
+        return step if all(is_all(each) for each in others) else step[tuple(others)]
 
     def _at(self, t: int) -> Any:
         n_steps = self._over_time.n_steps
@@ -187,7 +187,8 @@ class SequenceProxy(SizedProxy):
         return torch.Size(self._over_time.shape)
 
 
-def _is_all(key: Any) -> bool:
+def is_all(key: Any) -> bool:
+    """Whether an index takes all of an axis."""
     return isinstance(key, slice) and key == slice(None)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynvision_snn.adapters import Adapters, Layer
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.folding import folded
-from dynvision_snn.engine.lengths import check_lengths
+from dynvision_snn.engine.granted import check_granted
 from dynvision_snn.engine.over_time import OverTime
 from dynvision_snn.engine.tracing import (
     Refusal,
@@ -90,7 +90,7 @@ def trace_loop(
         with traceable("its time loop"):
             for layer in layers.values():
                 layer.adapter.reset(layer.module)
-            check_lengths(one, example, one.firsts or ())
+            check_granted(one, example, one.firsts or ())
     if written:
         raise Refusal(f"its forward writes {', '.join(sorted(written))}")
     if steps_of(one) != steps_of(other) or not _same(one.firsts, other.firsts):

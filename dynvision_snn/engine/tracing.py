@@ -38,6 +38,8 @@ UNTRACEABLE = (
 
 LENGTH = "its length was asked for"
 """Marks a node of which a forward took the number of samples for its length."""
+WRITTEN = "was written into"
+"""Marks a node with shape, dtype and device of what a loop writes it into."""
 
 
 class Refusal(Exception):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
@@ -29,7 +30,8 @@ from dynvision_snn.engine.over_time import (
     axes_of,
     stacked_from,
 )
-from dynvision_snn.engine.tracing import Called, Refusal, Tracer, thawed
+from dynvision_snn.engine.records import Record, Records
+from dynvision_snn.engine.tracing import WRITTEN, Called, Refusal, Tracer, thawed
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -94,7 +96,8 @@ class _LoopTracer(Tracer):
         self._picks: dict[fx.Node, tuple[fx.Node, int]] = {}
         self._constants: dict[int, tuple[Tensor, fx.Node]] = {}
         self._marks = Marks(layers)
-        self._making = _Making()
+        self._records = Records(inputs)
+        self._making = _Making(self._records)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` is a node; what loops over neurons is the time loop itself."""
@@ -143,18 +146,46 @@ class _LoopTracer(Tracer):
             return self._inputs.n_samples
         return super().length_of(node)
 
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: Any,
+        kwargs: Any,
+        *others: Any,
+        **named: Any,
+    ) -> Any:
+        """A proxy; what is written into a tensor that the forward made is noted."""
+        if kind == "call_method" and target == "__setitem__" and id(args[0]) in self._making.made:
+            return self._records.write(*args)
+        return super().create_proxy(kind, target, args, kwargs, *others, **named)
+
     def create_arg(self, a: Any) -> Any:
         """What an operation is given; a tensor that the forward made is a node of its own."""
         if isinstance(a, tuple) and hasattr(a, "_fields"):
             return type(a)(*(self.create_arg(item) for item in a))
         if not isinstance(a, Tensor) or isinstance(a, nn.Parameter):
             return super().create_arg(a)
+        record = self._records.of(a)
+        if record is not None:
+            return self._stacked(record)
+        self._records.check_unread([a])
         if id(a) not in self._constants:
             if a.numel() and id(a) not in self._making.made:
                 raise TraceError("it reads tensors of its modules")
             node = self.create_node("get_attr", f"made_{len(self._constants)}", (), {})
             self._constants[id(a)] = (a, node)
         return self._constants[id(a)][1]
+
+    def _stacked(self, record: Record) -> fx.Node:
+        """What was written into a tensor, as if it had been kept in a list."""
+        values = list(record.values)
+        node = self.create_node("call_function", torch.stack, (values, record.axis), {})
+        node.meta[WRITTEN] = record.like
+        axes = self._axes(node)
+        if axes is not None:
+            self._sequences[node] = axes
+        return node
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """A node; a neuron must be as its last call left it."""
@@ -168,6 +199,8 @@ class _LoopTracer(Tracer):
         wrapper = Called(net, calling, self, (), None)
         graph = self.graph_of(wrapper, self._making)
         self._marks.check_all()
+        constants = [(node, tensor) for tensor, node in self._constants.values()]
+        self._records.check_unread(tensor for _, tensor in constants)
         nodes = list(graph.nodes)
         module_of = {
             node: wrapper.get_submodule(node.target) for node in nodes if node.op == "call_module"
@@ -181,23 +214,29 @@ class _LoopTracer(Tracer):
             next(node for node in nodes if node.op == "placeholder"),
             self._sequences,
             self._picks,
-            {node: tensor for tensor, node in self._constants.values()},
+            dict(constants),
             {m: inside for m in module_of.values() if (inside := self._repeated(m)) is not None},
             thawed(nodes[-1].args[0]),
         )
 
 
 class _Making(WithoutValues):
-    """Notes the tensors that are made of nothing while a forward is traced."""
+    """Notes the tensors that are made of nothing while a forward is traced.
 
-    def __init__(self) -> None:
+    Args:
+        records: those that may no longer be read.
+    """
+
+    def __init__(self, records: Records) -> None:
         super().__init__()
+        self._records = records
         self.made: dict[int, Tensor] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """An operation on tensors."""
+        self._records.check_unread(tensors_of((args, kwargs or {})))
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if all(id(tensor) in self.made for tensor in tensors_of((args, kwargs or {}))):
             for tensor in tensors_of(result):

@@ -246,6 +246,40 @@ class BroadcastStates(nn.Module):
         return torch.stack(rec)
 
 
+Write = Callable[[Tensor, int, Any], None]
+
+
+def recorded(
+    write: Write, dtype: torch.dtype = torch.float32, width: int = CLASSES, axis: int = 0
+) -> Callable[[], nn.Module]:
+    """Norse's way to keep what a loop yields: a tensor that its timesteps are written into."""
+
+    def steps(net: Any, x: Tensor) -> Tensor:
+        n_steps, n_samples = x.shape[axis], x.shape[1 - axis]
+        mem1 = mem2 = None
+        sizes = (n_steps, n_samples) if axis == 0 else (n_samples, n_steps)
+        voltages = torch.zeros(*sizes, width, device=x.device, dtype=dtype)
+        for ts in range(n_steps):
+            spk, mem1 = net.lif1(net.fc1(x[ts, :] if axis == 0 else x[:, ts]), mem1)
+            spk, mem2 = net.lif2(net.fc2(spk), mem2)
+            write(voltages, ts, mem2 - 0.5 * spk)
+        return voltages
+
+    return lambda: Loop(steps)
+
+
+def write_all(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[ts, :, :] = v
+
+
+def write_timestep(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[ts] = v
+
+
+def write_batch_first(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[:, ts, ...] = v
+
+
 def lifted_whole() -> nn.Module:
     return norse.Lift(
         norse.SequentialState(
@@ -325,6 +359,9 @@ LOOPS: dict[str, Callable[[], nn.Module]] = {
     "frames": Frames,
     "own states": OwnStates,
     "broadcast states": BroadcastStates,
+    "recorded": recorded(write_all),
+    "recorded by timestep": recorded(write_timestep),
+    "recorded batch first": recorded(write_batch_first, axis=1),
     "lifted whole": lifted_whole,
     "trains": Trains,
     "unknown neuron": UnknownNeuron,
@@ -607,6 +644,112 @@ class TakesAState(Loop):
             _, mem2 = self.lif2(self.fc2(spk), mem2)
             rec.append(mem2)
         return torch.stack(rec), mem1
+
+
+def write_some(voltages: Tensor, ts: int, v: Any) -> None:
+    if ts != 3:
+        voltages[ts] = v
+
+
+def write_one_less(voltages: Tensor, ts: int, v: Any) -> None:
+    if ts < len(voltages) - 1:
+        voltages[ts] = v
+
+
+def write_backwards(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[len(voltages) - 1 - ts] = v
+
+
+def write_twice(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[ts] = v
+    voltages[ts] = 2 * v
+
+
+def write_part(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[ts, :, :2] = v[:, :2]
+
+
+def write_the_one_before(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[max(ts - 1, 0)] = v
+
+
+def add_to_the_one_before(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[ts] = v + voltages[ts - 1]
+
+
+def look_at_it(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[ts] = v if voltages[0].sum() == 0 else 2 * v
+
+
+def change_what_is_written(voltages: Tensor, ts: int, v: Any) -> None:
+    v.mul_(2)
+    voltages[ts] = v
+
+
+def change_what_was_written(voltages: Tensor, ts: int, v: Any) -> None:
+    voltages[ts] = v
+    v.mul_(2)
+
+
+class ReadsAfterwards(Loop):
+    """Returns its record less its mean over time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        voltages: Tensor = self.steps(self, x)
+        return voltages - voltages.mean(0)
+
+
+class Alias(Loop):
+    """Adds what it holds of its record, a view made before anything was written."""
+
+    def __init__(self) -> None:
+        super().__init__(from_none)
+
+    def forward(self, x: Tensor) -> Tensor:
+        voltages = torch.zeros(len(x), x.shape[1], CLASSES)
+        first, mem1, mem2 = voltages[0], None, None
+        for ts in range(len(x)):
+            spk, mem1 = self.lif1(self.fc1(x[ts]), mem1)
+            _, mem2 = self.lif2(self.fc2(spk) + first, mem2)
+            voltages[ts] = mem2
+        return voltages
+
+
+RECORDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "some": (recorded(write_some), "in another order"),
+    "one less": (recorded(write_one_less), "what it returns are not its timesteps"),
+    "backwards": (recorded(write_backwards), "in another order"),
+    "twice": (recorded(write_twice), "in another order"),
+    "part": (recorded(write_part), "something else than a timestep"),
+    "the one before": (recorded(write_the_one_before), "in another order"),
+    "added up": (recorded(add_to_the_one_before), "reads a tensor that it writes"),
+    "looked at": (recorded(look_at_it), "reads a tensor|looks at the values"),
+    "changed before": (recorded(change_what_is_written), "writes into a tensor that others"),
+    "changed after": (recorded(change_what_was_written), "writes into a tensor that others"),
+    "read afterwards": (
+        lambda: ReadsAfterwards(recorded(write_all)().steps), "reads a tensor that it writes"
+    ),
+    "held before": (Alias, "reads a tensor that it writes"),
+    "broadcast": (
+        recorded(lambda voltages, ts, v: voltages.__setitem__(ts, v[:, :1])), "of another shape"
+    ),
+    "of another dtype": (recorded(write_all, torch.float64), "of another shape or dtype"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "reason"), RECORDS.values(), ids=RECORDS.keys())
+def test_what_is_written_otherwise_than_timestep_by_timestep_is_refused(
+    build: Callable[[], nn.Module], reason: str
+) -> None:
+    """What is decoded is the record itself."""
+    inputs = 1 + torch.randn(7, BATCH, FEATURES)
+    runs = [
+        wrap(built(build), dt=DT, engine=engine, readout="")(inputs).membrane
+        for engine in ("step", "auto")
+    ]
+    assert torch.equal(*runs)
+    with pytest.raises(WrapError, match=reason):
+        wrap(built(build), dt=DT, engine="layer", readout="")(inputs)
 
 
 NOT_ALIKE = "its timesteps are not all computed alike"
