@@ -197,7 +197,9 @@ def _plan(
     if loops:
         traced = trace_loop(net, calling, adapters, by_module, example, n_steps)
     else:
-        inputs = example if calling.stepping == "step" else example.unsqueeze(0)
+        if calling.time_axis == 1 and example.ndim < 2:
+            raise Refusal("its input has no axis of features")
+        inputs = example if calling.stepping == "step" else example.unsqueeze(calling.time_axis)
         traced = trace_call(net, calling, adapters, by_module, inputs)
     plan = make_plan(net, calling, traced, layers)
     if not plan.is_worth_it:

@@ -230,7 +230,7 @@ def swaps(node: fx.Node) -> bool:
         return False
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     axes = [*node.args[1:]]
-    if name == "transpose":
+    if name in ("transpose", "swapaxes", "swapdims"):
         return sorted(axes, key=str) == [0, 1]
     if name == "permute":
         flat = list(axes[0]) if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes

@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 
 from dynvision_snn.adapters import Call, Layer
+from dynvision_snn.engine.batch_first import time_first
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.samplewise import is_random, joins, why_not_merged
 from dynvision_snn.engine.shapes import is_size, reshapes
@@ -106,10 +107,10 @@ def make_plan(
     """
     _check_each_once(traced)
     stepping = calling.stepping if traced.firsts is None else "step"
-    if stepping == "sequence" and calling.time_axis != 0:
-        raise Refusal("its time axis is not the first")
     if stepping == "sequence" and not traced.starts_alike:
         raise Refusal("its forward makes its own first states")
+    if stepping == "sequence" and calling.time_axis == 1:
+        traced = time_first(traced)
     _check_returned(traced)
     names = {module: name or "the model" for name, module in net.named_modules()}
     words = _words(traced)

@@ -130,7 +130,8 @@ def why_not_merged(traced: Traced, node: fx.Node, stepping: str) -> str | None:
 def _why_function_not_merged(node: fx.Node, stepping: str) -> str | None:
     if node.op == "get_attr" or joins(node):
         return None
-    if len(node.all_input_nodes) == 1 and (is_elementwise(node) or _drops_nothing(node)):
+    single = is_elementwise(node) or _drops_nothing(node) or passes_on(node)
+    if single and len(node.all_input_nodes) == 1:
         return None
     if stepping == "step" and (_is_pooling(node) or _flattens(node) or reshapes(node)):
         return None
@@ -139,6 +140,12 @@ def _why_function_not_merged(node: fx.Node, stepping: str) -> str | None:
     return (
         f"{getattr(node.target, '__name__', node.target)} is not known to treat samples one by one"
     )
+
+
+def passes_on(node: fx.Node) -> bool:
+    """Whether a node passes on a value as it is, or as a tensor of another kind."""
+    named = node.op == "call_method" and node.target in ("contiguous", "detach", "float")
+    return named and len(node.args) == 1 and not node.kwargs
 
 
 def _is_pooling(node: fx.Node) -> bool:
