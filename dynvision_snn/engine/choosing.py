@@ -13,8 +13,9 @@ from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.layerwise import LayerRun
 from dynvision_snn.engine.listeners import check_hooks, check_listeners
 from dynvision_snn.engine.one_call import trace_call
-from dynvision_snn.engine.plan import LayerPlan, make_plan, signature_of
+from dynvision_snn.engine.plan import LayerPlan, make_plan
 from dynvision_snn.engine.scans.backends import BackendName, backend_for, compilation
+from dynvision_snn.engine.signature import signature_of
 from dynvision_snn.engine.step import run_idle, run_steps
 from dynvision_snn.engine.time_loop import loops_by_itself, trace_loop
 from dynvision_snn.engine.timed import Timed, map_timed
@@ -210,7 +211,7 @@ def _plan(
 
 _NOT_OVER_TIME = "its values have too few axes, or do not line up over time"
 _AS_IT_IS = {
-    "shape": "it moves values between samples",
+    "shape": "it moves values between samples, or works along them",
     "scan": "its input or state is not of one shape at all timesteps",
 }
 _MANNERS = {

@@ -24,7 +24,7 @@ from dynvision_snn.engine.blocks import (
     cuts,
     mapped,
 )
-from dynvision_snn.engine.over_time import stacked_from, swaps
+from dynvision_snn.engine.over_time import gives_other_features, stacked_from, swaps
 from dynvision_snn.engine.tracing import LENGTH, WRITTEN, Refusal, Traced, rebuilt
 from dynvision_snn.engine.unrolling import Unrolled
 
@@ -178,8 +178,16 @@ class _Folding:
                 operation.meta[WRITTEN] = [*operation.meta.get(WRITTEN, []), node.meta[WRITTEN]]
             return operation
         if node.name not in self._made:
-            self._made[node.name] = self._graph.node_copy(node, self._over_time)
+            self._made[node.name] = self._at_a_timestep(node)
         return self._made[node.name]
+
+    def _at_a_timestep(self, node: fx.Node) -> fx.Node:
+        if node.op == "call_module" or not gives_other_features(node):
+            return self._graph.node_copy(node, self._over_time)
+        axes = self._loop.sequences[node]
+        assert axes.features is not None
+        source = self._over_time(node.all_input_nodes[0])
+        return self._graph.call_method("reshape", (source, axes.n_samples, *axes.features))
 
     def _operation(self, values: Sequence[fx.Node]) -> fx.Node:
         k = self._blocks.operation(values)

@@ -19,9 +19,9 @@ from dynvision_snn.engine.joining import joined
 from dynvision_snn.engine.listeners import presynaptic_of, shows_membrane
 from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
 from dynvision_snn.engine.products import linear
+from dynvision_snn.engine.reshaping import with_other_axes
 from dynvision_snn.engine.samplewise import CHOOSES, CONVOLUTIONAL
 from dynvision_snn.engine.scans import Scanned, fits, scan
-from dynvision_snn.engine.shapes import reshaped
 from dynvision_snn.engine.timed import (
     PerStep,
     Timed,
@@ -146,10 +146,9 @@ class LayerRun:
             self.values[node] = value
 
     def shape(self, part: Part) -> None:
-        """Another shape of a value, the same for all samples."""
+        """Another shape of a value, or what is computed along its axes, for each sample."""
         (node,) = part.nodes
-        source = self.values[picked_from(node)]
-        value = reshaped(node, source, self.values) if isinstance(source, Timed) else None
+        value = with_other_axes(node, self.values)
         if value is None:
             self._as_it_is(part)
         else:

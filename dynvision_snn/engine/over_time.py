@@ -20,7 +20,9 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from dynvision_snn.engine.in_place import WritingProxy
-from dynvision_snn.engine.samplewise import is_elementwise
+from dynvision_snn.engine.samplewise import flattens_from, is_elementwise, passes_on
+from dynvision_snn.engine.shapes import reshapes
+from dynvision_snn.engine.values import computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +208,27 @@ def axes_of(
     if len(given) != 1 or given[0] not in known:
         return None
     source = known[given[0]]
-    if module is None and is_elementwise(node):
+    if module is None and (is_elementwise(node) or passes_on(node)):
         return source
     if node.args[:1] != (given[0],):
         return None
     if module is not None:
         return _through(module, source)
-    return source.swapped() if swaps(node) else None
+    return source.swapped() if swaps(node) else _with_other_features(node, source)
+
+
+def _with_other_features(node: fx.Node, source: OverTime) -> OverTime | None:
+    behind = reshapes(node) or (flattens_from(node) or 0) >= 2
+    if source.features is None or not behind:
+        return None
+    like = torch.empty(source.shape, device="meta")
+    shape: torch.Size = computed(node, {node.all_input_nodes[0]: like}, {}).shape
+    return replace(source, features=shape[2:]) if shape[:2] == like.shape[:2] else None
+
+
+def gives_other_features(node: fx.Node) -> bool:
+    """Whether a node that yields a sequence reshapes one."""
+    return reshapes(node) or flattens_from(node) is not None
 
 
 def _through(module: nn.Module, source: OverTime) -> OverTime | None:

@@ -11,7 +11,7 @@ What cannot be the same computation is a `Refusal` of the whole model, with its 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,14 +19,16 @@ import torch
 from torch import fx, nn
 
 from dynvision_snn.adapters import Call, Layer
+from dynvision_snn.engine.axes import works_along
 from dynvision_snn.engine.batch_first import time_first
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.samplewise import is_random, joins, why_not_merged
 from dynvision_snn.engine.shapes import is_size, reshapes
+from dynvision_snn.engine.signature import signature_of
 from dynvision_snn.engine.tracing import Refusal, Traced
 
 Manner = Literal["layer", "join", "shape", "scan", "step", "whole", "pick", "size"]
-"""How a part runs: many timesteps as one batch, several values joined or one given another shape
+"""How a part runs: many timesteps as one batch, several values joined or one given other axes
 over all timesteps, one scan, timestep by timestep, one call with all timesteps, or no computation
 (a state variable taken out of what a neuron returned, or a size that is the same at all)."""
 
@@ -73,28 +75,6 @@ class LayerPlan:
     def is_worth_it(self) -> bool:
         """Whether any part runs otherwise than the model itself would run it."""
         return any(part.manner == "scan" for part in self.parts)
-
-
-def signature_of(net: nn.Module) -> tuple[Any, ...]:
-    """What a plan depends on besides the model's code: another signature needs another plan."""
-    return tuple(
-        (id(module), *(_mark(value) for value in vars(module).values()), *_settings(module))
-        for module in net.modules()
-    )
-
-
-def _mark(value: Any) -> Any:
-    """A number or word by its value, all else by its identity."""
-    return value if isinstance(value, bool | int | float | str) else id(value)
-
-
-def _settings(module: nn.Module) -> Iterator[tuple[int, int]]:
-    """Buffers that decide how a neuron runs; its state is replaced all the time, and is none."""
-    return (
-        (id(buffer), buffer._version)
-        for buffer in module._buffers.values()
-        if buffer is not None and buffer.ndim == 0 and not buffer.is_inference()
-    )
 
 
 def make_plan(
@@ -268,7 +248,9 @@ def _part(
 
 
 def _together(node: fx.Node) -> Manner:
-    return "join" if joins(node) else "shape" if reshapes(node) else "layer"
+    if joins(node):
+        return "join"
+    return "shape" if reshapes(node) or works_along(node) else "layer"
 
 
 def _alone(stepping: str) -> Manner:

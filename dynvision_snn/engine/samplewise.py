@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from dynvision_snn.engine.axes import works_along
 from dynvision_snn.engine.shapes import reshapes
 
 if TYPE_CHECKING:
@@ -133,7 +134,9 @@ def _why_function_not_merged(node: fx.Node, stepping: str) -> str | None:
     single = is_elementwise(node) or _drops_nothing(node) or passes_on(node)
     if single and len(node.all_input_nodes) == 1:
         return None
-    if stepping == "step" and (_is_pooling(node) or _flattens(node) or reshapes(node)):
+    flattens = (flattens_from(node) or 0) >= 1
+    reshaping = flattens or reshapes(node) or works_along(node)
+    if stepping == "step" and (_is_pooling(node) or reshaping):
         return None
     if is_random(node, None):
         return "its random numbers are drawn timestep by timestep"
@@ -153,13 +156,13 @@ def _is_pooling(node: fx.Node) -> bool:
     return pools and len(node.all_input_nodes) == 1 and not node.kwargs.get("return_indices")
 
 
-def _flattens(node: fx.Node) -> bool:
-    """Whether a node flattens axes behind that of the samples."""
+def flattens_from(node: fx.Node) -> int | None:
+    """From which axis on a node flattens all that follow; None where it does something else."""
     if node.target is not torch.flatten and (node.op, node.target) != ("call_method", "flatten"):
-        return False
+        return None
     given: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
-    start, end = given.get("start_dim", given.get(1)), given.get("end_dim", given.get(2, -1))
-    return type(start) is int and start >= 1 and end == -1
+    start, end = given.get("start_dim", given.get(1, 0)), given.get("end_dim", given.get(2, -1))
+    return start if type(start) is int and start >= 0 and end == -1 else None
 
 
 def joins(node: fx.Node) -> bool:

@@ -21,7 +21,7 @@ from dynvision_snn.adapters import Adapters, Layer
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.forgotten import WithoutValues, modes
 from dynvision_snn.engine.in_place import mark, seen_by_others, without_writing
-from dynvision_snn.engine.over_time import StepProxy
+from dynvision_snn.engine.over_time import SizedProxy, StepProxy
 from dynvision_snn.errors import DynvisionError
 
 UNTRACEABLE = (
@@ -190,7 +190,13 @@ class Tracer(fx.Tracer):
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """A proxy that tells when it is written into."""
+        """A proxy that tells when it is written into; a parameter's knows its sizes."""
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            # Not by getattr, which is traced.
+            parameter = self.root.get_submodule(owner)._parameters.get(name)
+            if parameter is not None:
+                return SizedProxy(node, self, parameter)
         return StepProxy(node, self)
 
     def length_of(self, node: fx.Node) -> int:

@@ -113,7 +113,7 @@ class _LoopTracer(Tracer):
         """A proxy that knows the sizes of a sequence."""
         axes = self._axes(node)
         if axes is None:
-            return StepProxy(node, self)
+            return super().proxy(node)
         self._sequences[node] = axes
         return SequenceProxy(node, self, axes, self._picked)
 

@@ -50,6 +50,7 @@ class Convolutional(nn.Module):
         self.pool = written.get("pool", POOLS["max"])
         self.view = written.get("view", VIEWS["batch_size"])
         self.start = written.get("start", STARTS["none"])
+        self.front = written.get("front", FRONTS["as it is"])
         self.conv1, self.lif1 = nn.Conv2d(1, 3, 3), leaky()
         self.conv2, self.lif2 = nn.Conv2d(3, 4, 2), leaky()
         self.fc1, self.lif3 = nn.Linear(4, CLASSES), leaky()
@@ -79,6 +80,7 @@ class Loop(Convolutional):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mem1, mem2, mem3 = self.lif1.init_leaky(), self.lif2.init_leaky(), self.lif3.init_leaky()
         spk3_rec, mem3_rec = [], []
+        x = self.front(x)
         for step in range(x.size(0)):
             spk3, mem1, mem2, mem3 = self.one_step(x[step], mem1, mem2, mem3)
             spk3_rec.append(spk3)
@@ -115,7 +117,22 @@ VIEWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "twice": lambda h, x: h.view(-1, 2, 2, 1).view(h.size(0), -1),
     "flatten": lambda h, x: h.flatten(1),
     "torch.flatten": lambda h, x: torch.flatten(h, 1),
+    "mean": lambda h, x: h.mean(dim=(2, 3)),
+    "sums": lambda h, x: torch.sum(h.sum(-1), dim=-1),
+    "squeeze": lambda h, x: h.squeeze(-1).squeeze(2),
+    "unsqueeze": lambda h, x: torch.unsqueeze(h.unsqueeze(1), -1).flatten(1),
+    "transpose": lambda h, x: h.transpose(1, -1).flatten(1),
+    "softmax": lambda h, x: functional.softmax(3 * h.flatten(1), dim=1),
+    "contiguous": lambda h, x: h.contiguous().float().flatten(1),
     "torch.flatten, named": lambda h, x: torch.flatten(h, start_dim=1, end_dim=-1),
+}
+# What a loop does with all of its input first.
+FRONTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda x: x,
+    "flatten": lambda x: x.flatten(2).view(x.size(0), x.size(1), *IMAGE),
+    "torch.flatten": lambda x: torch.flatten(x, start_dim=3).reshape(len(x), batch_size, *IMAGE),
+    "view": lambda x: x.view(x.size(0), x.size(1), -1).view(*x.shape[:2], 1, 8, -1),
+    "float": lambda x: 2 * x.float().reshape((x.shape[0], x.shape[1], *IMAGE)).contiguous(),
 }
 Start = Callable[..., tuple[Any, ...]]
 
@@ -182,9 +199,9 @@ IDIOMS: dict[str, Callable[[], nn.Module]] = {
     **{f"loop, pool: {name}": net(Loop, pool=pool) for name, pool in POOLS.items()},
     **{f"step, view: {name}": net(Step, view=view) for name, view in VIEWS.items()},
     **{f"loop, view: {name}": net(Loop, view=view) for name, view in VIEWS.items()},
+    **{f"loop, front: {name}": net(Loop, front=front) for name, front in FRONTS.items()},
     **{f"step, start: {name}": net(Step, start=start) for name, start in STARTS.items()},
 }
-every_idiom = pytest.mark.parametrize("name", IDIOMS)
 # All but the views that differ in their words alone.
 SEVERAL = [name for name in IDIOMS if "view" not in name or name.endswith(("size", "length"))]
 
@@ -219,8 +236,10 @@ def check_same(step: TimedModel, layer: TimedModel, shown: tuple[Any, ...]) -> N
     check_gradients(layer, step)
 
 
-@pytest.mark.parametrize("presentation", [PRESENTATIONS["constant"], None])
-@every_idiom
+@pytest.mark.parametrize(
+    ("name", "presentation"),
+    [*((name, None) for name in IDIOMS), *((name, PRESENTATIONS["constant"]) for name in SEVERAL)],
+)
 def test_it_is_the_step_engines_run(name: str, presentation: Presentation | None) -> None:
     step, layer = both(IDIOMS[name])
     check_same(step, layer, (images(presentation), presentation))
@@ -351,6 +370,12 @@ MIXES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "features": lambda net, h: net.pairs(h.view(-1, 12)).reshape(h.shape[0], h.shape[1]),
     "all": lambda net, h: (2 * h.view(-1) / h.numel() ** 0.5).view(h.shape),
     "a feature axis first": lambda net, h: h.view(h.size(1), -1).flip(0).reshape(h.shape),
+    "mean of samples": lambda net, h: h + 0.1 * h.mean(0, keepdim=True),
+    "mean of samples, from behind": lambda net, h: h + 0.1 * h.mean(-2, keepdim=True),
+    "softmax of samples": lambda net, h: 2 * functional.softmax(h, dim=-2),
+    "softmax of all that is left": lambda net, h: h + h.sum(1).softmax(-1).unsqueeze(1),
+    "swapped": lambda net, h: h.transpose(-2, -1).flip(0).transpose(0, 1),
+    "a new first axis": lambda net, h: h.unsqueeze(-3).squeeze(0),
     "flat from the first axis": lambda net, h: torch.flatten(h, 0).flip(0).view(-1, 6),
 }
 
@@ -384,8 +409,24 @@ def test_a_length_is_the_number_of_samples_or_refused(length: str) -> None:
     for n_samples in (3, CLASSES, 5, CLASSES):
         inputs = images(None, n_samples=n_samples)
         check_close(auto(inputs).membrane, step(inputs).membrane)
-        by_chance = n_samples == CLASSES and "side" not in length
-        assert auto.explain().startswith("layer by layer") == by_chance
+        by_chance = n_samples == CLASSES and length == "of what is no batch"
+        right = by_chance or length == "of a parameter"
+        assert auto.explain().startswith("layer by layer") == right
+
+
+def test_a_parameter_of_another_size_is_another_plan() -> None:
+    class Scales(Mixes):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.fc1.weight.shape[0] / self.fc1.weight.size(1)
+
+    step, layer = both(lambda: Scales(lambda net, h: h[:, :6]))
+    inputs = images(None)
+    for _ in range(2):
+        check_close(layer(inputs).membrane, step(inputs).membrane)
+        for model in (step, layer):
+            net: Any = model.net
+            net.fc1.weight = nn.Parameter(torch.linspace(-0.1, 0.2, 8 * 64).view(8, 64))
+            net.fc1.bias = None
 
 
 class Starts(nn.Module):

@@ -794,6 +794,34 @@ def test_what_is_not_the_same_at_every_timestep_is_refused(
         wrap(built(build), dt=DT, engine="layer", readout="lif2")(inputs)
 
 
+VIEWS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "batch for time": lambda net, x: x.reshape(x.size(1), x.size(0), -1).transpose(0, 1),
+    "time for batch": lambda net, x: x.transpose(0, 1).reshape(x.size(0), x.size(1), -1),
+    "all of it": lambda net, x: x.reshape(-1).flip(0).view(*x.shape),
+    "a feature too many": lambda net, x: x.reshape(x.size(0), -1, FEATURES * x.size(1))
+    .view(x.size(0), x.size(1), FEATURES),
+    "merged": lambda net, x: (2 * x.reshape(-1, FEATURES)).view(x.size(0), x.size(1), -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n_steps", [BATCH, 7])
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_that_mix_time_and_samples_are_never_planned(view: str, n_steps: int) -> None:
+    """Where there are as many timesteps as samples, some of them are no other view."""
+
+    def steps(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return from_none(net, VIEWS[view](net, x))
+
+    inputs = 1 + torch.randn(n_steps, BATCH, FEATURES)
+    step, auto = (
+        wrap(built(lambda: Loop(steps)), dt=DT, engine=engine, readout="lif2", time_axis=0)
+        for engine in ("step", "auto")
+    )
+    check_close(auto(inputs).membrane, step(inputs).membrane)
+    planned = auto.explain().startswith("layer by layer")
+    assert not planned or (n_steps == BATCH and "for" in view)
+
+
 def test_a_run_of_one_timestep_is_stepped() -> None:
     step, auto = both("tutorial")
     with pytest.raises(WrapError, match="a single timestep"):
