@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from dynvision_snn.engine.samplewise import MAKES_NEW, PASSES_ON, is_elementwise, joins
+from dynvision_snn.engine.samplewise import MAKES_NEW, PASSES_ON, makes_new
 
 # fmt: off
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -110,7 +110,7 @@ def _is_its_own(node: Any, module_of: Mapping[fx.Node, nn.Module]) -> bool:
         return False
     module = module_of.get(node)
     if module is None:
-        return is_elementwise(node) or joins(node)
+        return makes_new(node)
     if type(module) in PASSES_ON or writes_inside(module):
         return _is_its_own(node.all_input_nodes[0], module_of)
     return type(module) in MAKES_NEW

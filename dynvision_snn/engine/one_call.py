@@ -194,19 +194,20 @@ class _FirstTracer(Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """A node; a neuron that is given its own state after a reset starts by itself."""
-        layer = self._layers.get(m)
+        neuron = self._repeated(m) or m
+        layer = self._layers.get(neuron)
         if layer is None or not layer.is_stateful:
             return super().call_module(m, forward, args, kwargs)
-        held = layer.adapter.state(m)
+        held = layer.adapter.state(neuron)
         blank = [value for value in held.values() if isinstance(value, Tensor)]
         if any(value.numel() for value in blank):
             raise Refusal(f"its forward writes what {layer.name} holds")
-        if m in self._known:
+        if neuron in self._known:
             args = tuple(_none_if(value, blank) for value in args)
             kwargs = {key: _none_if(value, blank) for key, value in kwargs.items()}
         result = super().call_module(m, forward, args, kwargs)
         if isinstance(result, fx.Proxy):
-            self.marks.called(m)
+            self.marks.called(neuron)
         return result
 
 

@@ -57,7 +57,7 @@ _ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(
 _ELEMENTWISE_METHODS = frozenset(
     {"add", "sub", "mul", "div", "pow", "neg", "abs", "exp", "relu", "sigmoid", "tanh", "clamp"}
 )
-# Functions of one tensor that treat the samples of a batch one by one.
+# Functions of one tensor that treat the samples of a batch one by one, and yield a new one.
 _POOLINGS: frozenset[Callable[..., Any]] = frozenset(
     {
         F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
@@ -149,6 +149,11 @@ def passes_on(node: fx.Node) -> bool:
     """Whether a node passes on a value as it is, or as a tensor of another kind."""
     named = node.op == "call_method" and node.target in ("contiguous", "detach", "float")
     return named and len(node.args) == 1 and not node.kwargs
+
+
+def makes_new(node: fx.Node) -> bool:
+    """Whether a function yields a tensor of its own, no view of one that it takes."""
+    return is_elementwise(node) or joins(node) or _is_pooling(node)
 
 
 def _is_pooling(node: fx.Node) -> bool:

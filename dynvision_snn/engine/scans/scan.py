@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,18 +123,19 @@ def scan(
     return _scanned(spec, plan, outputs)
 
 
-def fits(spec: ScanSpec, example: Tensor, state: Mapping[str, Tensor]) -> bool:
+def fits(spec: ScanSpec, example: Tensor, state: Mapping[str, Any]) -> bool:
     """Whether a state is that of every unit, not one that a library would broadcast or promote.
 
     Args:
         spec: the neuron.
         example: its input at one timestep, ``[B, *units]`` (``[B, features]`` with input weights).
-        state: what it is to start from; single numbers are that of every unit.
+        state: what it is to start from; a tensor of one number is that of every unit.
     """
     weight = spec.input_weight
     units = example.shape if weight is None else (*example.shape[:-1], weight.shape[0])
     return all(
-        value.ndim == 0 or (value.shape == units and value.dtype == example.dtype)
+        isinstance(value, Tensor)
+        and (value.ndim == 0 or (value.shape == units and value.dtype == example.dtype))
         for value in state.values()
     )
 
