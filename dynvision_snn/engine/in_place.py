@@ -31,6 +31,17 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
 class WritingProxy(fx.Proxy):
     """A proxy that tells ``a += b`` from ``a = a + b``, which fx takes for one another."""
 
+    def __getattr__(self, name: str) -> Any:
+        """An attribute, which is read now, and can be written into; a method as in fx."""
+        if name.startswith("_") or callable(getattr(Tensor, name, None)):
+            return super().__getattr__(name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(Tensor, name):
+            raise TraceError(f"it sets {name} of a tensor")
+        super().__setattr__(name, value)
+
 
 def _writing(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
     def method(self: fx.Proxy, other: Any) -> Any:
@@ -67,7 +78,7 @@ def without_writing(
     if given.get("out") is not None or (kind == "call_function" and _says_in_place(name)):
         raise TraceError(f"{name} writes into a tensor")
     if kind == "call_method" and (_says_in_place(name) or name in _OPERATORS):
-        if not hasattr(Tensor, name[:-1]):
+        if not callable(getattr(Tensor, name[:-1], None)):
             raise TraceError(f"{name} writes into a tensor")
         return name[:-1], given, args[0]
     return target, given, None

@@ -261,6 +261,71 @@ def test_what_is_written_into_a_tensor_is_seen(
     assert ("writes into a tensor that others may see" in auto.explain()) == WRITES[kind]
 
 
+class Sets(nn.Module):
+    """Changes a tensor by an attribute of it: told by `kind`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES), leaky(init_hidden=True, output=True)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "weights":
+            self.fc.weight.data = self.fc.weight.data.clamp(min=-0.1, max=0.1)
+        h = self.fc(x)
+        skip = torch.sigmoid(h)
+        if self.kind == "values":
+            h.data += 0.5
+        if self.kind == "values set":
+            h.data = h.data + 0.5
+        if self.kind == "gradient":
+            skip = skip.detach().requires_grad_()
+        return self.lif(2.0 * h + skip)
+
+
+class SetsAState(nn.Module):
+    """Writes into a variable of what a neuron returned as a whole."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        p = norse.LIFParameters(v_th=torch.tensor(0.3))
+        self.fc, self.lif = nn.Linear(FEATURES, HIDDEN), norse.LIFCell(p)
+        self.out, self.readout = nn.Linear(HIDDEN, CLASSES), norse.LICell()
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        s1, s2 = (None, None) if state is None else state
+        z, s1 = self.lif(10 * self.fc(x), s1)
+        v = s1.v
+        if self.kind == "a state":
+            v *= -1.0
+        out, s2 = self.readout(self.out(z), s2)
+        return out, (s1, s2)
+
+
+SETS: dict[str, tuple[type[nn.Module], str]] = {
+    "weights": (Sets, "it sets data of a tensor"),
+    "values": (Sets, "it sets data of a tensor"),
+    "values set": (Sets, "it sets data of a tensor"),
+    "gradient": (Sets, "requires_grad_ writes into a tensor"),
+    "a state": (SetsAState, "writes into a tensor that others may see"),
+}
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_what_is_changed_by_an_attribute_is_changed(kind: str) -> None:
+    build, reason = SETS[kind]
+    step, layer = both(lambda: build(kind))
+    auto = wrap(layer.net, dt=DT, engine="auto")
+    inputs = stimuli(None)
+    with torch.no_grad():
+        assert torch.equal(auto(inputs).membrane, step(inputs).membrane)
+        plain, _ = both(lambda: build("not at all"))
+        changed = not torch.equal(plain(inputs).membrane, step(inputs).membrane)
+    assert reason in auto.explain()
+    assert changed == (kind != "gradient")
+
+
 class Delayed(nn.Module):
     """A layer's spikes, and the input, reach the next layer one timestep later."""
 

@@ -246,6 +246,19 @@ class BroadcastStates(nn.Module):
         return torch.stack(rec)
 
 
+class StateRecorded(OwnStates):
+    """What is kept is a variable of Norse's state."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = last = None
+        rec = []
+        for step in x:
+            z, state = self.lif(100 * self.fc(step), state)
+            _, last = self.li(self.out(z), last)
+            rec.append(last.v)
+        return torch.stack(rec)
+
+
 Write = Callable[[Tensor, int, Any], None]
 
 
@@ -359,6 +372,7 @@ LOOPS: dict[str, Callable[[], nn.Module]] = {
     "frames": Frames,
     "own states": OwnStates,
     "broadcast states": BroadcastStates,
+    "state recorded": StateRecorded,
     "recorded": recorded(write_all),
     "recorded by timestep": recorded(write_timestep),
     "recorded batch first": recorded(write_batch_first, axis=1),
