@@ -26,6 +26,7 @@ from dynvision_snn.engine.tracing import (
     Tracer,
     attributes_of,
     check_attributes,
+    check_seeds,
     steps_of,
     traceable,
 )
@@ -58,7 +59,7 @@ def trace_call(
     with left_as_found(net.modules()), witnessed(net, ()):
         for module, layer in layers.items():
             layer.adapter.reset(module)
-        before = attributes_of(net)
+        before, seeds = attributes_of(net), torch.get_rng_state()
         n_samples = len(example) if calling.stepping == "step" else None
         with traceable("its forward"):
             # Under both gradient modes: a forward that sets one is told from one that does not.
@@ -69,6 +70,8 @@ def trace_call(
         _check_written(before, net, frozenset())
         if steps_of(traced) != steps_of(again):
             raise Refusal("its forward does not compute the same at every call")
+        check_attributes(traced, layers)
+        check_seeds(seeds)
         first = _First(net, calling, adapters, layers, n_samples, like)
         with traceable("its forward at the first timestep"):
             traced = replace(traced, starts_alike=first.is_as(traced, example))
@@ -77,7 +80,6 @@ def trace_call(
             layer.adapter.reset(layer.module)
         with traceable("its forward"):
             check_granted(traced, example, form)
-    check_attributes(traced, layers)
     return traced
 
 

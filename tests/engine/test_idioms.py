@@ -97,6 +97,7 @@ POOLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         functional.max_pool2d(h, 2), (None, None)
     ),
     "relu": lambda net, h: functional.relu(functional.max_pool2d(h, 2)),
+    "relu in place": lambda net, h: functional.relu(functional.max_pool2d(h, 2), inplace=True),
     "clamped": lambda net, h: functional.max_pool2d(h, 2).clamp(min=-1.0),
     "dropout in eval": lambda net, h: functional.dropout(
         functional.max_pool2d(h, 2), 0.4, training=net.training

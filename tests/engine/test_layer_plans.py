@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import norse.torch as norse
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dynvision_snn.energy.meter import EnergyMeter
+from dynvision_snn.engine import choosing
 from dynvision_snn.errors import WrapError
 from dynvision_snn.losses import EnergyLoss
 from dynvision_snn.model import TimedModel, wrap
@@ -515,6 +518,138 @@ def test_a_changed_model_gets_another_plan() -> None:
         model.net[1] = snn.Leaky(0.5, threshold=0.4, init_hidden=True)
         model.net[1].load_state_dict(model.net[3].state_dict())
     check_close(auto(inputs).membrane, step(inputs).membrane)
+
+
+def test_training_is_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is traced once, whatever batch normalisation counts."""
+    traced: list[str] = []
+    trace_call = choosing.trace_call
+
+    def counted(*args: Any) -> Any:
+        traced.append("a call")
+        return trace_call(*args)
+
+    monkeypatch.setattr(choosing, "trace_call", counted)
+    model = wrap(built("convolutions"), dt=DT, engine="layer")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    shown = images(PRESENTATIONS["constant"]), PRESENTATIONS["constant"]
+    for _ in range(3):
+        model(*shown).membrane.sum().backward()
+        optimizer.step()
+    assert len(traced) == 1
+
+
+SCALE = 1.0
+
+
+class Settings:
+    scale = 1.0
+
+
+def scaled(h: Tensor) -> Tensor:
+    return h * SCALE
+
+
+@dataclass
+class Gains:
+    inner: list[float]
+
+
+class Reads(nn.Module):
+    """Its forward reads a number from somewhere: told by `kind`."""
+
+    shared = 1.0
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.settings: dict[str, Any] = {"gains": [1.0, {"first": 1.0}]}
+        self.gains, self.space = Gains([1.0]), SimpleNamespace(gain=1.0)
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES), leaky(init_hidden=True, output=True)
+        inner = 1.0
+
+        def hidden(h: Tensor) -> Tensor:
+            return h * inner
+
+        def change(value: float) -> None:
+            nonlocal inner
+            inner = value
+
+        self.hidden, self.change = hidden, change
+
+    @property
+    def gain(self) -> float:
+        return self.gains.inner[0]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.lif(self.read(self.fc(x)))
+
+    def read(self, h: Tensor) -> Tensor:
+        reads: dict[str, Callable[[], Any]] = {
+            "dict": lambda: h * self.settings["gains"][1]["first"],
+            "dataclass": lambda: h * self.gain,
+            "namespace": lambda: h * self.space.gain,
+            "class": lambda: h * self.shared,
+            "another class": lambda: h * Settings.scale,
+            "global": lambda: scaled(h),
+            "closure": lambda: self.hidden(h),
+            "by its word": lambda: h * vars(self)["gains"].inner[0],
+        }
+        read: Tensor = reads[self.kind]()
+        return read
+
+
+def change_all(net: Any, value: float) -> None:
+    global SCALE
+    SCALE = Settings.scale = Reads.shared = net.gains.inner[0] = net.space.gain = value
+    net.settings["gains"][1]["first"] = value
+    net.change(value)
+
+
+KINDS = (
+    "dict", "dataclass", "namespace", "class", "another class", "global", "closure", "by its word",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_number_that_a_forward_reads_may_change_between_runs(kind: str) -> None:
+    nets = [Reads(kind), Reads(kind)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    step = wrap(nets[0], dt=DT, engine="step")
+    layer = wrap(nets[1], dt=DT, engine="layer")
+    inputs, runs = 1 + torch.randn(5, BATCH, FEATURES), []
+    for value in (1.0, 2.0, 0.5):
+        for net in nets:
+            change_all(net, value)
+        runs.append(step(inputs).membrane)
+        check_close(layer(inputs).membrane, runs[-1])
+    assert not torch.equal(runs[0], runs[1])
+    change_all(nets[0], 1.0)
+
+
+class Seeds(nn.Module):
+    """Draws the same numbers at every timestep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop = nn.Linear(FEATURES, CLASSES), nn.Dropout(0.5)
+        self.lif = leaky(init_hidden=True, output=True)
+
+    def forward(self, x: Tensor) -> Any:
+        torch.manual_seed(3)
+        return self.lif(self.drop(self.fc(x)))
+
+
+def test_a_forward_that_seeds_its_random_numbers_runs_by_step() -> None:
+    nets = [Seeds(), Seeds()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    inputs = 1 + torch.randn(5, BATCH, FEATURES)
+    with torch.random.fork_rng():
+        runs = [wrap(net, dt=DT, engine="step")(inputs).membrane for net in nets[:1]]
+        model = wrap(nets[1], dt=DT, engine="auto")
+        runs.append(model(inputs).membrane)
+    assert torch.equal(*runs)
+    assert "draws random numbers, or seeds them" in model.explain()
 
 
 def test_autocast_runs_by_step() -> None:
