@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dynvision_snn.adapters import Adapters, Layer
+from dynvision_snn.engine.blocks import mapped
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.granted import check_granted
 from dynvision_snn.engine.marks import Marks
@@ -70,6 +71,7 @@ def trace_call(
         _check_written(before, net, frozenset())
         if steps_of(traced) != steps_of(again):
             raise Refusal("its forward does not compute the same at every call")
+        traced = _without_unread(traced)
         check_attributes(traced, layers)
         check_seeds(seeds)
         first = _First(net, calling, adapters, layers, n_samples, like)
@@ -95,6 +97,24 @@ def _forms(
         output = calling.call(net, example, calling.initial_states)
         _, states = calling.split(output)
     return states, output
+
+
+def _without_unread(traced: Traced) -> Traced:
+    """Leaves out what a forward reads only to return it behind its first output, ``lif.mem``."""
+    found: list[fx.Node] = []
+    mapped(found.append, traced.outputs)
+    kept = {*found[:1]}
+    mapped(kept.add, traced.returned)
+    unread = {
+        node
+        for node in found
+        if node.op == "get_attr" and node not in kept and all(u.op == "output" for u in node.users)
+    }
+    for node in unread:
+        node.replace_all_uses_with(traced.inputs)
+        traced.graph.erase_node(node)
+    outputs = mapped(lambda node: None if node in unread else node, traced.outputs)
+    return replace(traced, outputs=outputs)
 
 
 def _check_written(
@@ -145,7 +165,7 @@ class _First:
         if not self._calling.states:
             return True
         try:
-            first = self._traced(None)
+            first = _without_unread(self._traced(None))
         except UNTRACEABLE:
             # It may make tensors of the sizes of its input. It is run as it is, but may do nothing
             # that a later call would see.

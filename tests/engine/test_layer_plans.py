@@ -520,6 +520,37 @@ def test_a_changed_model_gets_another_plan() -> None:
     check_close(auto(inputs).membrane, step(inputs).membrane)
 
 
+class ReturnsWhatItHolds(nn.Module):
+    """Returns its neuron's membrane behind the spikes, or before them."""
+
+    def __init__(self, *, before: bool) -> None:
+        super().__init__()
+        self.before = before
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES), leaky(init_hidden=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spikes = self.lif(self.fc(x))
+        return (self.lif.mem, spikes) if self.before else (spikes, self.lif.mem)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_returned_behind_the_first_output_is_not_read(before: bool) -> None:
+    nets = [ReturnsWhatItHolds(before=before) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    inputs = 1 + torch.randn(5, BATCH, FEATURES)
+    runs = [
+        wrap(net, dt=DT, engine=engine)(inputs)
+        for net, engine in zip(nets, ("step", "auto"), strict=True)
+    ]
+    check_close(runs[1].membrane, runs[0].membrane)
+    assert runs[0].spikes is not None
+    assert torch.equal(runs[1].spikes, runs[0].spikes)
+    model = wrap(nets[1], dt=DT, engine="auto")
+    model(inputs)
+    told = "reads lif.mem from the module" if before else "one scan over time           lif"
+    assert told in model.explain()
+
+
 def test_training_is_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is traced once, whatever batch normalisation counts."""
     traced: list[str] = []
