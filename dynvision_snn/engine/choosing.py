@@ -15,7 +15,7 @@ from dynvision_snn.engine.listeners import check_hooks, check_listeners
 from dynvision_snn.engine.one_call import trace_call
 from dynvision_snn.engine.plan import LayerPlan, make_plan
 from dynvision_snn.engine.scans.backends import BackendName, backend_for, compilation
-from dynvision_snn.engine.signature import signature_of
+from dynvision_snn.engine.signature import names_in_code, signature_of
 from dynvision_snn.engine.step import run_idle, run_steps
 from dynvision_snn.engine.time_loop import loops_by_itself, trace_loop
 from dynvision_snn.engine.timed import Timed, map_timed
@@ -28,6 +28,12 @@ EngineName = Literal["auto", "step", "layer"]
 
 # Sizes of runs whose plans are kept; data of other lengths in every batch would pile them up.
 _MOST_PLANS = 32
+
+
+# What seeds random numbers: once, while the forward is traced, would be too seldom.
+_SEEDING = frozenset(
+    {"manual_seed", "manual_seed_all", "seed_everything", "set_rng_state", "fork_rng"}
+)
 
 
 class Shown(Protocol):
@@ -193,6 +199,9 @@ def _plan(
     n_steps: int,
     loops: bool,
 ) -> LayerPlan:
+    seeding = sorted(_SEEDING & names_in_code(net))
+    if seeding:
+        raise Refusal(f"its forward seeds random numbers ({', '.join(seeding)})")
     layers = adapters.layers(net)
     by_module = {layer.module: layer for layer in layers}
     if loops:

@@ -27,7 +27,6 @@ from dynvision_snn.engine.tracing import (
     Tracer,
     attributes_of,
     check_attributes,
-    check_seeds,
     steps_of,
     traceable,
 )
@@ -60,7 +59,7 @@ def trace_call(
     with left_as_found(net.modules()), witnessed(net, ()):
         for module, layer in layers.items():
             layer.adapter.reset(module)
-        before, seeds = attributes_of(net), torch.get_rng_state()
+        before = attributes_of(net)
         n_samples = len(example) if calling.stepping == "step" else None
         with traceable("its forward"):
             # Under both gradient modes: a forward that sets one is told from one that does not.
@@ -73,7 +72,6 @@ def trace_call(
             raise Refusal("its forward does not compute the same at every call")
         traced = _without_unread(traced)
         check_attributes(traced, layers)
-        check_seeds(seeds)
         first = _First(net, calling, adapters, layers, n_samples, like)
         with traceable("its forward at the first timestep"):
             traced = replace(traced, starts_alike=first.is_as(traced, example))

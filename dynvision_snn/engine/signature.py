@@ -31,6 +31,15 @@ def signature_of(net: nn.Module) -> tuple[Any, ...]:
     return (*code, *((id(m), *marks.attributes(m), *_settings(m)) for m in modules))
 
 
+def names_in_code(net: nn.Module) -> frozenset[str]:
+    """What the forwards of a model's own modules, and the functions that they call, name."""
+    modules = list(net.modules())
+    marks = _Marks(modules)
+    for module in modules:
+        marks.code(module)
+    return frozenset(marks.named)
+
+
 def _settings(module: nn.Module) -> Iterator[tuple[Any, ...]]:
     """Buffers that decide how a neuron runs, and the sizes of parameters.
 
@@ -51,13 +60,16 @@ class _Marks:
 
     Args:
         modules: the model's.
+
+    Attributes:
+        named: the names in the code that was looked into.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._left = _MOST
         self._classes = dict.fromkeys(cls for module in modules for cls in _own(type(module)))
         self._seen: set[FunctionType] = set()
-        self._named: set[str] = set()
+        self.named: set[str] = set()
 
     def code(self, module: nn.Module) -> tuple[Any, ...]:
         """Of what a module's forward, and functions that it holds, find by name."""
@@ -67,7 +79,7 @@ class _Marks:
     def attributes(self, module: nn.Module) -> Iterator[Any]:
         """Of a module, after all code was looked into."""
         for name, value in vars(module).items():
-            yield self._mark(value, _DEPTH if name in self._named else 0)
+            yield self._mark(value, _DEPTH if name in self.named else 0)
 
     def _all(self, values: Iterable[Any], depth: int) -> tuple[Any, ...]:
         return tuple(self._mark(value, depth - 1) for value in values)
@@ -95,7 +107,7 @@ class _Marks:
             return ()
         self._seen.add(function)
         names = _names(function.__code__)
-        self._named.update(names)
+        self.named.update(names)
         found = [function.__globals__.get(name) for name in names]
         found += [_inside(vars(cls)[n]) for cls in self._classes for n in names if n in vars(cls)]
         # What a cell without contents, which equals any other such, will hold is not known.

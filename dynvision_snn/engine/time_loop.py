@@ -18,7 +18,6 @@ from dynvision_snn.engine.tracing import (
     Traced,
     attributes_of,
     check_attributes,
-    check_seeds,
     steps_of,
     traceable,
 )
@@ -79,14 +78,13 @@ def trace_loop(
                 layer.adapter.reset(module)
             return folded(unrolled(net, calling, adapters, layers, inputs), layers)
 
-        before, seeds = attributes_of(net), torch.get_rng_state()
+        before = attributes_of(net)
         with traceable("its time loop"):
             # Under both gradient modes: a forward that sets one is told from one that does not.
             with torch.enable_grad():
                 one = traced()
             with torch.no_grad():
                 other = traced()
-        check_seeds(seeds)
         states = {f"{layer.name}.{s}" for layer in layers.values() for s in _held(layer)}
         written = {name for name, *_ in before.keys() ^ attributes_of(net).keys()} - states
         with traceable("its time loop"):

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
@@ -101,16 +100,6 @@ def traceable(what: str) -> Iterator[None]:
     except (*UNTRACEABLE, DynvisionError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise Refusal(f"{what} cannot be traced ({reason})") from error
-
-
-def check_seeds(before: Tensor) -> None:
-    """Refuses what drew random numbers, or seeded them, while it was traced.
-
-    Args:
-        before: the state of torch's generator before that.
-    """
-    if not torch.equal(torch.get_rng_state(), before):
-        raise Refusal("its forward draws random numbers, or seeds them, outside of its layers")
 
 
 def check_attributes(traced: Traced, layers: Mapping[nn.Module, Layer]) -> None:

@@ -680,7 +680,7 @@ def test_a_forward_that_seeds_its_random_numbers_runs_by_step() -> None:
         model = wrap(nets[1], dt=DT, engine="auto")
         runs.append(model(inputs).membrane)
     assert torch.equal(*runs)
-    assert "draws random numbers, or seeds them" in model.explain()
+    assert "its forward seeds random numbers (manual_seed)" in model.explain()
 
 
 def test_autocast_runs_by_step() -> None:
