@@ -370,7 +370,7 @@ class TimedModel(RunHost):
         if state is not None:
             _check_goes_on(state, layers, what.example.shape[0])
         start, origin = (0, object()) if state is None else (state.timestep, state.origin)
-        plan = self._engine.planned(self, seen.calling, what)
+        plan = self._engine.planned(self, seen.calling, what, wanted=seen.readout is None)
         kept = _kept_layers(layers, seen.readout, record)
         run = Run(
             n_timesteps=what.n_timesteps,

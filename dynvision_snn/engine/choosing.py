@@ -88,13 +88,16 @@ class Engine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_name"])  # type: ignore[misc]
 
-    def planned(self, host: RunHost, calling: Calling, shown: Shown) -> LayerPlan | None:
+    def planned(
+        self, host: RunHost, calling: Calling, shown: Shown, *, wanted: bool
+    ) -> LayerPlan | None:
         """The plan for the model as it is now; None where the step engine is to run it.
 
         Args:
             host: the model.
             calling: how it is called.
             shown: what it is to be shown.
+            wanted: whether its first output is.
 
         Raises:
             WrapError: under ``engine="layer"``, if there is no plan.
@@ -104,7 +107,7 @@ class Engine:
             return None
         try:
             check_hooks(host.hosted(), host.attached())
-            return self._planned(host.hosted(), host.adapters, calling, shown)
+            return self._planned(host.hosted(), host.adapters, calling, shown, wanted)
         except Refusal as refusal:
             self._refused(refusal)
             return None
@@ -117,7 +120,7 @@ class Engine:
         shown: Shown,
         run: Run,
         states: tuple[Any, ...],
-    ) -> tuple[Tensor, tuple[Any, ...]] | None:
+    ) -> tuple[Tensor | None, tuple[Any, ...]] | None:
         """The first output over time and the states after it; None where the step engine is to.
 
         Raises:
@@ -142,7 +145,12 @@ class Engine:
             ) from refusal
 
     def _planned(
-        self, net: nn.Module, adapters: Adapters, calling: Calling, shown: Shown
+        self,
+        net: nn.Module,
+        adapters: Adapters,
+        calling: Calling,
+        shown: Shown,
+        wanted: bool,
     ) -> LayerPlan:
         example = shown.example
         if example.dtype is not torch.float32 or example.is_sparse:
@@ -158,11 +166,14 @@ class Engine:
         # What a forward does is known of the number of samples that it was traced with; what a
         # time loop does, of all its sizes.
         sizes = (n_steps, *example.shape, str(example.device)) if self._loops else example.shape[:1]
+        sizes = (wanted, *sizes)
         if sizes not in self._plans:
             if len(self._plans) >= _MOST_PLANS:
                 del self._plans[next(iter(self._plans))]
             try:
-                self._plans[sizes] = _plan(net, adapters, calling, example, n_steps, self._loops)
+                self._plans[sizes] = _plan(
+                    net, adapters, calling, example, n_steps, self._loops, wanted
+                )
             except Refusal as refusal:
                 self._plans[sizes] = str(refusal)
         plan = self._plans[sizes]
@@ -198,6 +209,7 @@ def _plan(
     example: Tensor,
     n_steps: int,
     loops: bool,
+    wanted: bool,
 ) -> LayerPlan:
     seeding = sorted(_SEEDING & names_in_code(net))
     if seeding:
@@ -205,7 +217,7 @@ def _plan(
     layers = adapters.layers(net)
     by_module = {layer.module: layer for layer in layers}
     if loops:
-        traced = trace_loop(net, calling, adapters, by_module, example, n_steps)
+        traced = trace_loop(net, calling, adapters, by_module, example, n_steps, wanted)
     else:
         if calling.time_axis == 1 and example.ndim < 2:
             raise Refusal("its input has no axis of features")
@@ -241,7 +253,7 @@ def _run(
     run: Run,
     attachments: Sequence[Attachment],
     states: tuple[Any, ...],
-) -> tuple[Tensor, tuple[Any, ...]]:
+) -> tuple[Tensor | None, tuple[Any, ...]]:
     idle, steps = shown.idle_steps, shown.steps
     if calling.stepping == "sequence":
         before = [] if shown.null is None else [shown.null] * idle
@@ -249,7 +261,9 @@ def _run(
         firsts = plan.traced.firsts
         ran = LayerRun(plan, run, -idle, attachments)
         outputs, after = ran(whole, states if firsts is None else firsts)
-        return _first(outputs)[idle:], after if firsts is None else states
+        # A time loop of which a layer is decoded may return anything.
+        output = None if outputs is None else _first(outputs)[idle:]
+        return output, after if firsts is None else states
     fresh = not plan.traced.starts_alike and states == calling.initial_states
     if shown.null is not None:
         with torch.no_grad():

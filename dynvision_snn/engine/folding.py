@@ -29,20 +29,21 @@ from dynvision_snn.engine.tracing import LENGTH, WRITTEN, Refusal, Traced, rebui
 from dynvision_snn.engine.unrolling import Unrolled
 
 
-def folded(loop: Unrolled, layers: Mapping[nn.Module, Layer]) -> Traced:
+def folded(loop: Unrolled, layers: Mapping[nn.Module, Layer], wanted: bool) -> Traced:
     """The data flow of one timestep.
 
     Args:
         loop: the operations of all timesteps.
         layers: the neuron layers by module.
+        wanted: whether the first that is returned is.
 
     Raises:
-        Refusal: where the timesteps are not all the same, or what is returned is not theirs.
+        Refusal: where the timesteps are not all the same, or what is wanted is not theirs.
     """
     refusals: list[Refusal] = []
     for blocks in cuts(loop, layers):
         try:
-            return _Folding(blocks, layers).traced()
+            return _Folding(blocks, layers).traced(wanted)
         except Refusal as refusal:
             refusals.append(refusal)
     raise refusals[0]
@@ -62,7 +63,7 @@ class _Folding:
         self._made: dict[str, fx.Node] = {}
         self._states: dict[tuple[int, str], tuple[fx.Node, Any]] = {}
 
-    def traced(self) -> Traced:
+    def traced(self, wanted: bool) -> Traced:
         """The data flow of one timestep."""
         first, later, *others = (self._blocks.form(t) for t in range(self._loop.n_steps))
         told = repr(later)
@@ -76,7 +77,7 @@ class _Folding:
             if node.op == "call_module":
                 self._over_time(node)
         self._check_called()
-        outputs = self._outputs()
+        outputs = self._outputs() if wanted else None
         returned = tuple(self._block[k] for k, _ in self._states)
         self._graph.output((outputs, returned))
         loop = self._loop

@@ -51,6 +51,7 @@ def trace_loop(
     layers: Mapping[nn.Module, Layer],
     example: Tensor,
     n_steps: int,
+    wanted: bool,
 ) -> Traced:
     """The data flow of one timestep, as it is in a call with `n_steps` of them.
 
@@ -61,6 +62,7 @@ def trace_loop(
         layers: the neuron layers by module.
         example: the input of one timestep, ``[B, *features]``.
         n_steps: T.
+        wanted: whether its first output is; else it may return anything.
 
     Raises:
         Refusal: where the loop cannot be traced, or its timesteps are not all the same.
@@ -76,7 +78,7 @@ def trace_loop(
         def traced() -> Traced:
             for module, layer in layers.items():
                 layer.adapter.reset(module)
-            return folded(unrolled(net, calling, adapters, layers, inputs), layers)
+            return folded(unrolled(net, calling, adapters, layers, inputs), layers, wanted)
 
         before = attributes_of(net)
         with traceable("its time loop"):

@@ -798,14 +798,50 @@ def test_what_is_not_the_same_at_every_timestep_is_refused(
     build: Callable[[], nn.Module], reason: str
 ) -> None:
     inputs = 1 + torch.randn(7, BATCH, FEATURES)
+    readout = "" if "stack" in reason else "lif2"
     runs = []
     for engine in ("step", "auto"):
-        model = wrap(built(build), dt=DT, engine=engine, readout="lif2")
+        model = wrap(built(build), dt=DT, engine=engine, readout=readout)
         torch.manual_seed(2)
         runs.append(model(inputs).membrane)
     assert torch.equal(*runs)
     with pytest.raises(WrapError, match=reason):
-        wrap(built(build), dt=DT, engine="layer", readout="lif2")(inputs)
+        wrap(built(build), dt=DT, engine="layer", readout=readout)(inputs)
+
+
+ENDS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "the last": lambda spikes, membranes: membranes[-1],
+    "the sum": lambda spikes, membranes: spikes.sum(0),
+    "the largest": lambda spikes, membranes: functional.log_softmax(membranes.max(0)[0], dim=1),
+    "swapped": lambda spikes, membranes: torch.stack([membranes[1], membranes[0]]),
+    "both": lambda spikes, membranes: (spikes.mean(0), membranes),
+}
+
+
+@pytest.mark.parametrize("presentation", [PRESENTATIONS["constant"], PRESENTATIONS["several"]])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_loop_of_which_a_layer_is_decoded_may_return_anything(
+    end: str, presentation: Presentation
+) -> None:
+    def steps(net: Any, x: Tensor) -> Any:
+        return ENDS[end](*from_none(net, x))
+
+    runs, budgets, models = [], [], []
+    for engine in ("step", "layer"):
+        model = wrap(built(lambda: Loop(steps)), dt=DT, engine=engine, readout="lif2")
+        with EnergyMeter(model) as meter:
+            runs.append(model(images(presentation), presentation))
+        runs[-1].membrane.square().sum().backward()
+        budgets.append(
+            [(r.name, r.spikes, r.synops_ac, r.synops_mac) for r in meter.budget().layers]
+        )
+        models.append(model)
+    check_close(runs[1].membrane, runs[0].membrane)
+    assert runs[0].spikes is not None
+    assert torch.equal(runs[1].spikes, runs[0].spikes)
+    assert runs[0].spikes.any()
+    assert budgets[1] == budgets[0]
+    check_gradients(models[1], models[0])
 
 
 VIEWS: dict[str, Callable[[Any, Tensor], Any]] = {
