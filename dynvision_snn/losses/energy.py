@@ -347,12 +347,12 @@ class EnergyLoss(ListeningLoss):
 
 
 def _can_wait(output: Tensor) -> bool:
-    """Whether an output can be looked at later, together with others.
+    """Whether the output of a timestep can be looked at later, together with others.
 
     The graph keeps it anyway, and allows no one to change it meanwhile. What activation
     checkpointing drops must be looked at where it is computed.
     """
-    return output.requires_grad and not hooked_by_others()
+    return len(output) == 1 and output.requires_grad and not hooked_by_others()
 
 
 def _form(output: Tensor) -> tuple[object, ...]:
