@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapters
 from dynvision_snn.engine.calling import Calling
+from dynvision_snn.engine.freed_memory import keep_freed_memory
 from dynvision_snn.engine.layerwise import LayerRun
 from dynvision_snn.engine.listeners import check_hooks, check_listeners
 from dynvision_snn.engine.one_call import trace_call
@@ -224,6 +225,8 @@ def _plan(
         inputs = example if calling.stepping == "step" else example.unsqueeze(calling.time_axis)
         traced = trace_call(net, calling, adapters, by_module, inputs)
     plan = make_plan(net, calling, traced, layers)
+    if example.device.type == "cpu":
+        keep_freed_memory()
     if not plan.is_worth_it:
         reasons = dict.fromkeys(part.reason for part in plan.parts if part.reason)
         raise Refusal("; ".join(reasons) or "it has no neuron that can be scanned")
