@@ -11,7 +11,7 @@ import snntorch as snn
 import torch
 from models import CLASSES, DT, leaky
 from norse.torch.models.conv import ConvNet, ConvNet4
-from snntorch import surrogate, utils
+from snntorch import surrogate
 from test_idioms import built, check_same, images
 from test_layer_plans import BATCH, PRESENTATIONS, check_close
 from torch import Tensor, nn
@@ -70,7 +70,10 @@ class Flattened(Tutorial5):
 
 
 class Tutorial7(nn.Module):
-    """``forward_pass`` as a forward: a Sequential in a loop, reset by the library first."""
+    """``forward_pass`` as a forward: a Sequential in a loop, reset first.
+
+    Not by ``utils.reset``, which resets every neuron of the process, and fails at some of them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +89,9 @@ class Tutorial7(nn.Module):
 
     def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
         spk_rec, mem_rec = [], []
-        utils.reset(self.net)
+        for module in self.net:
+            if isinstance(module, snn.Leaky):
+                module.reset_mem()
         for step in range(data.size(0)):
             spk_out, mem_out = self.net(data[step])
             spk_rec.append(spk_out)
