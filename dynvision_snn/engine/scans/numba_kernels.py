@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynvision_snn.engine.products.kernels import add_listed, listed
-from dynvision_snn.jit import inner, outer
+from dynvision_snn.jit import inlined, inner, outer
 
 
 @inner
@@ -228,7 +228,7 @@ def _learn_value(v, threshold, h, out):
         out[j] = out[j] + np.float32(v[j] - threshold[j] > np.float32(0)) * h[j]
 
 
-@inner
+@inlined
 def _timestep(
     words,
     drive,
