@@ -331,7 +331,8 @@ def forward(
 def forward_joined(
     first,
     last,
-    width,
+    scratch,
+    places,
     words,
     index,
     x,
@@ -354,18 +355,18 @@ def forward_joined(
     """All timesteps of the samples `first` up to `last`, whose spikes come back through a matrix.
 
     Row j of `sends` is what unit j sends to each; `z` are the spikes before the first timestep.
-    About `width` lanes are run at a time.
+    `scratch` has room for three numbers per lane of the samples that are run at a time, `places`
+    (int32) for one per unit.
     """
     units = sends.shape[0]
-    # Several samples at a time: loops over few lanes take longer to enter than to run.
-    group = max(1, width // units)
-    v = np.empty(group * units, np.float32)
-    back = np.empty(group * units, np.float32)
-    places = np.empty(units, np.int32)
-    values = np.empty(units, np.float32)
-    for sample in range(first, last, group):
-        a = sample * units
-        b = min(sample + group, last) * units
+    v, back, values = scratch[0], scratch[1], scratch[2]
+    # Not a literal, for which `add_listed` would be compiled once more.
+    none = np.int64(0)
+    end = last * units
+    for a in range(first * units, end, v.size):
+        b = a + v.size
+        if b > end:
+            b = end
         n = b - a
         sent = z[a:b]
         for t in range(index.size):
@@ -373,7 +374,7 @@ def forward_joined(
                 row = back[k : k + units]
                 _copy(bias, row)
                 fired = listed(sent[k : k + units], places, values)
-                add_listed(places, values, 0, fired, sends, 0, units, row)
+                add_listed(places, values, none, fired, sends, none, units, row)
             sent = spikes[t, a:b]
             _timestep(
                 words,

@@ -92,10 +92,16 @@ def forward_joined(
         *(_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)),
     )
 
-    def share(start: int, stop: int) -> None:
-        kernels.forward_joined(start, stop, _JOINED_BLOCK, *arguments)
+    units = len(bias)
 
-    in_parallel(share, u.numel() // len(bias), u.numel() * len(index) / _PER_THREAD_JOINED)
+    def share(start: int, stop: int) -> None:
+        # Several samples at a time: loops over few lanes take longer to enter than to run.
+        samples = max(1, min(_JOINED_BLOCK // units, stop - start))
+        scratch = np.empty((3, samples * units), np.float32)
+        places = np.empty(units, np.int32)
+        kernels.forward_joined(start, stop, scratch, places, *arguments)
+
+    in_parallel(share, u.numel() // units, u.numel() * len(index) / _PER_THREAD_JOINED)
 
 
 def backward(
