@@ -134,7 +134,9 @@ class Ledger:
             self._n_samples += 0 if goes_on else batch_size
             self._n_timesteps = max(self._n_timesteps, run.start + steps)
             self._idle_steps = max(self._idle_steps, run.idle_steps)
-            by_row = {row.name: row.close_run(spread, idle) for row in rows}
+            by_row = {
+                row.name: row.close_run(spread, idle, per_sample=self._per_sample) for row in rows
+            }
             if self._per_sample:
                 self._keep(run, by_row, steps, batch_size, goes_on=goes_on)
             if run.origin is not None:

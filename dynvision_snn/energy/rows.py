@@ -211,12 +211,15 @@ class Row:
             self.fan_out(operator, output.shape[2:])
         return self.dense_now
 
-    def close_run(self, spread: Spread, idle: Spread) -> dict[Series, Tensor]:
+    def close_run(
+        self, spread: Spread, idle: Spread, *, per_sample: bool = False
+    ) -> dict[Series, Tensor]:
         """Adds the run to the sums.
 
         Args:
             spread: of its timesteps.
             idle: of its idle timesteps, in one phase.
+            per_sample: whether counts of each sample are wanted.
 
         Returns:
             What was counted of each sample, ``[T, B]``; empty where it was not wanted.
@@ -227,7 +230,9 @@ class Row:
         self._add(self.shown, shown, spread)
         if n_idle:
             self._add(self.idle, before, idle)
-        by_sample = self._by_sample(shown, spread.n_timesteps, spread.batch_size)
+        by_sample = (
+            self._by_sample(shown, spread.n_timesteps, spread.batch_size) if per_sample else {}
+        )
         self.drop_run()
         return by_sample
 
@@ -287,12 +292,13 @@ class Row:
             )
             for name in names
         }
-        if names and self.neurons:
+        if self.neurons:
             updates = self._updates(calls, n_timesteps)
             series["neuron_updates"] = updates[:, None].expand(-1, batch_size)
-            if self.spiking_units:
+            if self.spiking_units and "neuron_updates_active" in series:
                 series["spikes"] = series["neuron_updates_active"]
-        if names and self.synapses is not None:
+        # Dense operations are done in silence, too, of which a short run may consist.
+        if self.synapses is not None:
             dense = self._dense_over_time(calls, n_timesteps)
             series["synops_dense"] = dense[:, None].expand(-1, batch_size)
         return series

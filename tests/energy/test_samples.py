@@ -179,3 +179,12 @@ def test_spread_is_numpys(values: list[float]) -> None:
         assert spread.std == pytest.approx(known.std(ddof=1), abs=1e-6)
     else:
         assert np.isnan(spread.std)
+
+
+@pytest.mark.parametrize("every", [1.0, 2.0, 3.0])
+def test_dense_operations_of_a_silent_piece_count_for_each_sample(every: float) -> None:
+    model, x = dvs.wrap(norse_recurrent(), dt=1.0), torch.rand(T, N, 6)
+    with torch.no_grad(), EnergyMeter(model, per_sample=True) as meter:
+        list(model.chunks(x, every=every))  # no spike comes back at the first timestep
+    each = meter.sample_energy.operations("synops_dense")[0]
+    assert each.tolist() == [T * (6 * 5 + 5 * 7 + 7 * 7 + 7 * 3)] * N
