@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import snntorch as snn
 import torch
 from energy_nets import T, conv_inputs, conv_net, norse_recurrent, run_loop
 from energy_oracle import ops_of, watch
@@ -183,8 +184,13 @@ def test_spread_is_numpys(values: list[float]) -> None:
 
 @pytest.mark.parametrize("every", [1.0, 2.0, 3.0])
 def test_dense_operations_of_a_silent_piece_count_for_each_sample(every: float) -> None:
-    model, x = dvs.wrap(norse_recurrent(), dt=1.0), torch.rand(T, N, 6)
+    net = nn.Sequential(nn.Linear(6, 5), snn.RLeaky(0.9, linear_features=5, init_hidden=True))
+    model, x = dvs.wrap(net, dt=1.0, engine="step"), torch.rand(T, N, 6)
     with torch.no_grad(), EnergyMeter(model, per_sample=True) as meter:
-        list(model.chunks(x, every=every))  # no spike comes back at the first timestep
-    each = meter.sample_energy.operations("synops_dense")[0]
-    assert each.tolist() == [T * (6 * 5 + 5 * 7 + 7 * 7 + 7 * 3)] * N
+        for chunk in model.chunks(x, every=every):  # no spike comes back at the first timestep
+            last = chunk.start + chunk.n_timesteps == T
+            times = torch.full((1, N), T - 1.0 if last else torch.nan)
+            meter.mark("end", times, [0])
+    for until in ("whole", "end"):
+        each = meter.sample_energy.operations("synops_dense", until=until)[0]
+        assert each.tolist() == [T * (6 * 5 + 5 * 5)] * N
