@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapter, Adapters, Layer, Role, integration_problems
 from dynvision_snn.adapters.finding import uncompiled
-from dynvision_snn.engine.calling import Calling, Stepping
+from dynvision_snn.engine.calling import Stepping
 from dynvision_snn.engine.choosing import Engine, EngineName
 from dynvision_snn.engine.looking import Look, look
 from dynvision_snn.engine.pickling import check_picklable
@@ -370,7 +370,8 @@ class TimedModel(RunHost):
         if state is not None:
             _check_goes_on(state, layers, what.example.shape[0])
         start, origin = (0, object()) if state is None else (state.timestep, state.origin)
-        plan = self._engine.planned(self, seen.calling, what, wanted=seen.readout is None)
+        wanted, widest = seen.readout is None, seen.widest
+        plan = self._engine.planned(self, seen.calling, what, wanted=wanted, widest=widest)
         kept = _kept_layers(layers, seen.readout, record)
         run = Run(
             n_timesteps=what.n_timesteps,
@@ -461,7 +462,7 @@ class TimedModel(RunHost):
         wanted = seen.readout is None
         n_steps = self._stretch()
         if n_steps is None or n_steps >= what.n_timesteps or not torch.is_grad_enabled():
-            return self._run_stretch(what, run, calling, plan, passed, wanted)
+            return self._run_stretch(what, run, seen, plan, passed)
         if calling.stepping == "sequence":
             raise WrapError(
                 f"recompute_every={self.recompute_every:g} (ms), but {type(self.net).__name__} has "
@@ -471,7 +472,7 @@ class TimedModel(RunHost):
         outputs = []
         for part in what.stretches(n_steps):
             output, passed = run_recomputed(
-                partial(self._run_stretch, part, run, calling, plan, wanted=wanted),
+                partial(self._run_stretch, part, run, seen, plan),
                 self.net,
                 self.layers(),
                 recorded,
@@ -486,15 +487,15 @@ class TimedModel(RunHost):
         self,
         what: Shown,
         run: Run,
-        calling: Calling,
+        seen: Look,
         plan: LayerPlan | None,
         passed: tuple[Any, ...],
-        wanted: bool,
     ) -> tuple[Tensor | None, tuple[Any, ...]]:
+        calling, wanted = seen.calling, seen.readout is None
         ran = None
         if plan is not None:
             with keeping(self.keep_spikes):
-                ran = self._engine.run(plan, self, calling, what, run, passed)
+                ran = self._engine.run(plan, self, calling, what, run, passed, seen.widest)
         if ran is not None:
             outputs, passed = ran
             return (outputs if wanted else None), passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapters
 from dynvision_snn.engine.calling import Calling
-from dynvision_snn.engine.freed_memory import keep_freed_memory
+from dynvision_snn.engine.freed_memory import LARGEST_BLOCK, keep_freed_memory
 from dynvision_snn.engine.layerwise import LayerRun
 from dynvision_snn.engine.listeners import check_hooks, check_listeners
 from dynvision_snn.engine.one_call import trace_call
@@ -90,7 +91,7 @@ class Engine:
         self.__init__(state["_name"])  # type: ignore[misc]
 
     def planned(
-        self, host: RunHost, calling: Calling, shown: Shown, *, wanted: bool
+        self, host: RunHost, calling: Calling, shown: Shown, *, wanted: bool, widest: int
     ) -> LayerPlan | None:
         """The plan for the model as it is now; None where the step engine is to run it.
 
@@ -99,6 +100,7 @@ class Engine:
             calling: how it is called.
             shown: what it is to be shown.
             wanted: whether its first output is.
+            widest: the most values that a layer takes of one sample at one timestep.
 
         Raises:
             WrapError: under ``engine="layer"``, if there is no plan.
@@ -108,6 +110,8 @@ class Engine:
             return None
         try:
             check_hooks(host.hosted(), host.attached())
+            if self._name == "auto" and calling.stepping == "sequence":
+                _check_size(shown, widest)
             return self._planned(host.hosted(), host.adapters, calling, shown, wanted)
         except Refusal as refusal:
             self._refused(refusal)
@@ -121,8 +125,11 @@ class Engine:
         shown: Shown,
         run: Run,
         states: tuple[Any, ...],
+        widest: int,
     ) -> tuple[Tensor | None, tuple[Any, ...]] | None:
         """The first output over time and the states after it; None where the step engine is to.
+
+        Arguments as in `planned`, the run that listeners are told of, and the states before it.
 
         Raises:
             WrapError: under ``engine="layer"``, if someone watches who could not be told.
@@ -135,7 +142,8 @@ class Engine:
             return None
         self._refusal = ""
         self._backend = backend_for(shown.example)
-        return _run(plan, host.hosted(), calling, shown, run, attachments, states)
+        at_once = _timesteps_at_once(shown.example, widest)
+        return _run(plan, host.hosted(), calling, shown, run, attachments, states, at_once)
 
     def _refused(self, refusal: Refusal) -> None:
         self._refusal = str(refusal)
@@ -256,6 +264,7 @@ def _run(
     run: Run,
     attachments: Sequence[Attachment],
     states: tuple[Any, ...],
+    at_once: int,
 ) -> tuple[Tensor | None, tuple[Any, ...]]:
     idle, steps = shown.idle_steps, shown.steps
     if calling.stepping == "sequence":
@@ -263,11 +272,12 @@ def _run(
         whole = Timed.of_steps([*before, *steps] if before else steps)
         firsts = plan.traced.firsts
         ran = LayerRun(plan, run, -idle, attachments)
-        outputs, after = ran(whole, states if firsts is None else firsts)
+        returned, after = ran(whole, states if firsts is None else firsts)
         # A time loop of which a layer is decoded may return anything.
-        output = None if outputs is None else _first(outputs)[idle:]
+        output = None if returned is None else _first(returned)[idle:]
         return output, after if firsts is None else states
     fresh = not plan.traced.starts_alike and states == calling.initial_states
+    outputs: list[Tensor] = []
     if shown.null is not None:
         with torch.no_grad():
             if fresh:
@@ -280,13 +290,34 @@ def _run(
         assert run.clock is not None
         run.clock.t = shown.t0
         first, states = run_steps(net, calling, steps[:1], states, run.clock, keep_outputs=True)
-        if len(steps) == 1:
-            return torch.stack(first), states
-        rest = Timed.of_steps(steps[1:])
-        outputs, states = LayerRun(plan, run, shown.t0 + 1, attachments)(rest, states)
-        return torch.cat([torch.stack(first), _first(outputs)]), states
-    outputs, states = LayerRun(plan, run, shown.t0, attachments)(Timed.of_steps(steps), states)
-    return _first(outputs), states
+        outputs.append(torch.stack(first))
+    for t in range(len(outputs), len(steps), at_once):
+        stretch = Timed.of_steps(steps[t : t + at_once])
+        output, states = LayerRun(plan, run, shown.t0 + t, attachments)(stretch, states)
+        outputs.append(_first(output))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), states
+
+
+def _timesteps_at_once(example: Tensor, widest: int) -> int:
+    """How many timesteps of what the widest layer takes fit into a block of memory."""
+    if example.device.type != "cpu" or not widest:
+        return sys.maxsize
+    return max(1, LARGEST_BLOCK // (example.element_size() * len(example) * widest))
+
+
+def _check_size(shown: Shown, widest: int) -> None:
+    """Refuses a model with a time loop of its own that cannot run in stretches, but should.
+
+    Raises:
+        Refusal: saying how long a run could be.
+    """
+    n_steps, most = shown.idle_steps + len(shown.steps), _timesteps_at_once(shown.example, widest)
+    if n_steps > most:
+        raise Refusal(
+            f"of its {n_steps} timesteps no more than {most} fit into a block of "
+            f"{-(-LARGEST_BLOCK >> 20)} MiB, and a model with a time loop of its own runs as one; "
+            "written as a model of one timestep it would be run in stretches"
+        )
 
 
 def _first(outputs: Any) -> Tensor:

@@ -1,16 +1,17 @@
 """Freed memory, kept for the next training step instead of given back to the system.
 
-A run by layer takes and frees blocks of all timesteps. Where they go back to the system after each
+A run by layer takes and frees blocks of many timesteps. Where they go back to the system after each
 training step and are asked for anew in the next, it clears every page of them first, which can take
-longer than what is computed in them.
+longer than what is computed in them. Of blocks larger than `LARGEST_BLOCK` that is so whatever is
+done, so the engine makes none where it can run in stretches.
 """
 
 from __future__ import annotations
 
 import torch
 
-# The largest block that glibc learns from is 32 MiB, with what is needed to align it.
-_LARGEST = (1 << 25) - (1 << 16)
+LARGEST_BLOCK = (1 << 25) - (1 << 16)
+"""Bytes of the largest block that glibc learns from: 32 MiB with what is needed to align it."""
 
 
 def keep_freed_memory() -> None:
@@ -21,4 +22,4 @@ def keep_freed_memory() -> None:
     takes no memory. Other allocators do with it what they like, and thresholds that the user has
     set (``MALLOC_TRIM_THRESHOLD_``) stay.
     """
-    torch.empty(_LARGEST, dtype=torch.uint8)
+    torch.empty(LARGEST_BLOCK, dtype=torch.uint8)

@@ -10,6 +10,7 @@ that insists on its numbers is looked at with these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +43,14 @@ class Look:
         rhythms: how each module inside is called, where the model has its own time loop.
         reached: the neuron layers, in the order in which they were first called.
         readout: the layer whose membrane is decoded; None where the output itself is.
+        widest: the most values that a layer takes of one sample at one timestep.
     """
 
     calling: Calling
     rhythms: Mapping[str, Rhythm]
     reached: tuple[str, ...]
     readout: str | None
+    widest: int
 
 
 def _telling(sample: Tensor) -> Tensor:
@@ -227,6 +230,12 @@ def _only_passes_on(item: Watched, adapters: Adapters) -> bool:
     )
 
 
+def _widest(seen: Mapping[str, Seen], n_shown: int) -> int:
+    """The most values that a module took of each of `n_shown` samples at a timestep."""
+    taken = [sum(math.prod(shape) for shape in item.shapes if shape) for item in seen.values()]
+    return max(taken, default=0) // n_shown
+
+
 # -- step ---------------------------------------------------------------------------------------
 
 
@@ -246,7 +255,7 @@ def _look_at_steps(subject: _Subject, n_samples: int) -> Look:
     chosen = choose_readout(
         net, seen, list(tensors_of(outputs)), yielded, (n_samples,), subject.readout
     )
-    return Look(calling, {}, reached(seen), chosen)
+    return Look(calling, {}, reached(seen), chosen, _widest(seen, 2 * n_samples))
 
 
 def _check_one_call_each(net: nn.Module, seen: Mapping[str, Seen]) -> None:
@@ -375,7 +384,8 @@ def _look_at_sequence(subject: _Subject, tried: Mapping[int, tuple[Size, ...]]) 
     ]
     leading = (n_steps, sizes[0].n_samples)
     chosen = choose_readout(subject.net, seen, tensors, yielded, leading, subject.readout)
-    return Look(subject.calling("sequence", axis), rhythms, reached(seen), chosen)
+    widest = _widest(seen, n_steps * sizes[0].n_samples)
+    return Look(subject.calling("sequence", axis), rhythms, reached(seen), chosen, widest)
 
 
 def _called(seen: Mapping[str, Seen]) -> str:
