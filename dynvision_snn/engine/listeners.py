@@ -80,7 +80,8 @@ def presynaptic_of(
         if synapses.name == "input":
             received.append(inputs)
         else:
-            spikes, first = ran.output, start.get("spikes")
-            first = torch.zeros_like(spikes[0]) if first is None else first
+            spikes = ran.output.detach()
+            first = start.get("spikes")
+            first = torch.zeros_like(spikes[0]) if first is None else first.detach()
             received.append(torch.cat([first.unsqueeze(0), spikes[:-1]]))
     return tuple(received)
