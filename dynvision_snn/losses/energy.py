@@ -274,8 +274,10 @@ class EnergyLoss(ListeningLoss):
                 "that its gradient is lost. Change a copy: x = x * mask instead of x *= mask."
             )
         outputs = [output for output, _ in waiting]
-        together = self.p == 1
-        self._add(name, _magnitude(outputs) if together else activity(torch.cat(outputs), self.p))
+        if self.p == 1:
+            self._add(name, _magnitude(outputs))
+        else:
+            self._add(name, activity(torch.cat(outputs), self.p))
 
     def forward(
         self,

@@ -14,18 +14,17 @@ from models import CLASSES, DT, FEATURES, HIDDEN
 from test_layer_plans import (
     BATCH,
     PRESENTATIONS,
-    Hears,
     check_close,
+    check_energy_alike,
     check_flips_only_at_the_threshold,
     check_gradients,
+    check_heard_alike,
     images,
 )
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynvision_snn.energy.meter import EnergyMeter
 from dynvision_snn.errors import WrapError
-from dynvision_snn.losses import EnergyLoss
 from dynvision_snn.model import TimedModel, wrap
 from dynvision_snn.presentation import Presentation
 
@@ -158,45 +157,12 @@ def test_it_is_the_step_engines_run(name: str, presentation: Presentation | None
 
 @every_net
 def test_listeners_hear_the_same(name: str) -> None:
-    presentation = PRESENTATIONS["several"]
-    step, layer = both(NETS[name])
-    theirs, mine = Hears(step), Hears(layer)
-    for model in (step, layer):
-        model(images(presentation), presentation)
-    assert mine.heard.keys() == theirs.heard.keys()
-    for module in theirs.heard:
-        assert mine.timesteps(module) == theirs.timesteps(module)
-        one, other = mine.values(module), theirs.values(module)
-        assert one.keys() == other.keys()
-        for key, value in other.items():
-            assert (one[key] is None) == (value is None), (module, key)
-            if value is not None:
-                check_close(one[key], value)
+    check_heard_alike(*both(NETS[name]), images, PRESENTATIONS["several"])
 
 
 @pytest.mark.parametrize("name", METERED)
 def test_energy_is_the_same(name: str) -> None:
-    presentation = PRESENTATIONS["idle"]
-    losses, totals = [], []
-    models = both(NETS[name])
-    for model in models:
-        energy = EnergyLoss(reduction="mean", p=1)
-        energy.register_hooks(model)
-        with EnergyMeter(model) as meter:
-            model(images(presentation), presentation)
-        loss = energy(None, None)
-        loss.backward()
-        losses.append(loss.detach())
-        totals.append(
-            [
-                (row.name, row.spikes, row.synops_ac, row.synops_mac, row.neuron_updates)
-                for row in meter.budget().layers
-            ]
-        )
-    check_close(losses[1], losses[0])
-    assert losses[0] > 0
-    assert totals[1] == totals[0]
-    check_gradients(models[1], models[0])
+    assert check_energy_alike(*both(NETS[name]), images, PRESENTATIONS["idle"]) > 0
 
 
 @settings(max_examples=15, deadline=None)

@@ -14,17 +14,16 @@ from models import CLASSES, DT, leaky
 from test_layer_plans import (
     BATCH,
     PRESENTATIONS,
-    Hears,
     check_close,
+    check_energy_alike,
     check_flips_only_at_the_threshold,
     check_gradients,
+    check_heard_alike,
 )
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynvision_snn.energy.meter import EnergyMeter
 from dynvision_snn.errors import WrapError
-from dynvision_snn.losses import EnergyLoss
 from dynvision_snn.model import TimedModel, wrap
 from dynvision_snn.presentation import Presentation
 
@@ -251,48 +250,12 @@ def test_it_is_the_step_engines_run(name: str, presentation: Presentation | None
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_listeners_hear_the_same(name: str) -> None:
-    presentation = PRESENTATIONS["several"]
-    step, layer = both(IDIOMS[name])
-    theirs, mine = Hears(step), Hears(layer)
-    for model in (step, layer):
-        model(images(presentation), presentation)
-    assert mine.heard.keys() == theirs.heard.keys()
-    for module in theirs.heard:
-        assert mine.timesteps(module) == theirs.timesteps(module)
-        one, other = mine.values(module), theirs.values(module)
-        assert one.keys() == other.keys()
-        for key, value in other.items():
-            assert (one[key] is None) == (value is None), (module, key)
-            if value is not None:
-                check_close(one[key], value)
+    check_heard_alike(*both(IDIOMS[name]), images, PRESENTATIONS["several"])
 
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_energy_is_the_same(name: str) -> None:
-    presentation = PRESENTATIONS["idle"]
-    losses, totals, by_timestep = [], [], []
-    models = both(IDIOMS[name])
-    for model in models:
-        energy = EnergyLoss(reduction="mean", p=1)
-        energy.register_hooks(model)
-        with EnergyMeter(model) as meter:
-            model(images(presentation), presentation)
-        loss = energy(None, None)
-        loss.backward()
-        losses.append(loss.detach())
-        budget = meter.budget()
-        totals.append(
-            [
-                (row.name, row.spikes, row.synops_ac, row.synops_mac, row.neuron_updates)
-                for row in budget.layers
-            ]
-        )
-        by_timestep.append(budget.by_timestep("synops_ac"))
-    check_close(losses[1], losses[0])
-    assert losses[0] > 0
-    assert totals[1] == totals[0]
-    assert (by_timestep[1] == by_timestep[0]).all()
-    check_gradients(models[1], models[0])
+    assert check_energy_alike(*both(IDIOMS[name]), images, PRESENTATIONS["idle"]) > 0
 
 
 @pytest.mark.parametrize("name", [name for name in IDIOMS if name.startswith("step, start")])

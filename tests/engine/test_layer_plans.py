@@ -192,6 +192,57 @@ def check_close(mine: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
     assert (mine - theirs).abs().max() <= tolerance * scale
 
 
+def check_heard_alike(
+    step: TimedModel,
+    auto: TimedModel,
+    images: Callable[[Presentation], Tensor],
+    presentation: Presentation,
+) -> None:
+    """Listeners hear the same of both: at which timesteps, and all values."""
+    theirs, mine = Hears(step), Hears(auto)
+    for model in (step, auto):
+        model(images(presentation), presentation)
+    assert mine.heard.keys() == theirs.heard.keys()
+    for layer in theirs.heard:
+        assert mine.timesteps(layer) == theirs.timesteps(layer)
+        one, other = mine.values(layer), theirs.values(layer)
+        assert one.keys() == other.keys(), layer
+        for key, value in other.items():
+            assert (one[key] is None) == (value is None), (layer, key)
+            if value is not None:
+                check_close(one[key], value)
+                if key in ("output", "membrane"):
+                    assert one[key].requires_grad == value.requires_grad, (layer, key)
+
+
+def check_energy_alike(
+    step: TimedModel,
+    auto: TimedModel,
+    images: Callable[[Presentation], Tensor],
+    presentation: Presentation,
+) -> float:
+    """Both have the same energy loss and its gradients, and exactly the same budget; the loss."""
+    losses, totals = [], []
+    for model in (step, auto):
+        energy = EnergyLoss(reduction="mean", p=1)
+        energy.register_hooks(model)
+        with EnergyMeter(model) as meter:
+            model(images(presentation), presentation)
+        loss = energy(None, None)
+        loss.backward()
+        losses.append(loss.detach())
+        budget = meter.budget()
+        rows = [
+            (row.name, row.spikes, row.synops_ac, row.synops_mac, row.neuron_updates)
+            for row in budget.layers
+        ]
+        totals.append((rows, *(budget.by_timestep(q).tolist() for q in ("spikes", "synops_ac"))))
+    check_close(losses[1], losses[0])
+    assert totals[1] == totals[0]
+    check_gradients(auto, step)
+    return float(losses[0])
+
+
 def check_gradients(mine: nn.Module, theirs: nn.Module) -> None:
     # A bias before batch normalisation has no gradient but noise: the largest sets the scale.
     largest = max(p.grad.abs().max() for p in theirs.parameters() if p.grad is not None)
@@ -235,51 +286,14 @@ def test_a_run_goes_on_from_either_engines_state(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PLANNED))
 def test_listeners_hear_the_same(name: str) -> None:
-    presentation = PRESENTATIONS["several"]
     step, auto = both(name, mode=False)
-    heard = []
-    for model in (step, auto):
-        listener = Hears(model)
-        model(images(presentation), presentation)
-        heard.append(listener)
-    theirs, mine = heard
+    check_heard_alike(step, auto, images, PRESENTATIONS["several"])
     assert auto.explain().startswith("layer by layer"), auto.explain()
-    assert mine.heard.keys() == theirs.heard.keys()
-    for layer in theirs.heard:
-        assert mine.timesteps(layer) == theirs.timesteps(layer)
-        one, other = mine.values(layer), theirs.values(layer)
-        assert one.keys() == other.keys(), layer
-        for key, value in other.items():
-            assert (one[key] is None) == (value is None), (layer, key)
-            if value is not None:
-                check_close(one[key], value)
-                if key in ("output", "membrane"):
-                    assert one[key].requires_grad == value.requires_grad, (layer, key)
 
 
 @pytest.mark.parametrize("name", sorted(PLANNED))
 def test_energy_is_the_same(name: str) -> None:
-    presentation = PRESENTATIONS["idle"]
-    losses, totals = [], []
-    models = both(name, mode=False)
-    for model in models:
-        energy = EnergyLoss(reduction="mean", p=1)
-        energy.register_hooks(model)
-        with EnergyMeter(model) as meter:
-            model(images(presentation), presentation)
-        loss = energy(None, None)
-        loss.backward()
-        losses.append(loss.detach())
-        budget = meter.budget()
-        totals.append(
-            [
-                (row.name, row.spikes, row.synops_ac, row.synops_mac, row.neuron_updates)
-                for row in budget.layers
-            ]
-        )
-    check_close(losses[1], losses[0])
-    assert totals[1] == totals[0]
-    check_gradients(models[1], models[0])
+    check_energy_alike(*both(name, mode=False), images, PRESENTATIONS["idle"])
 
 
 def test_what_draws_random_numbers_in_turn_runs_by_step() -> None:

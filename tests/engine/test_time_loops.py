@@ -15,10 +15,11 @@ from models import CLASSES, DT, FEATURES, HIDDEN, STYLES, Amplify, leaky
 from test_layer_plans import (
     BATCH,
     PRESENTATIONS,
-    Hears,
     check_close,
+    check_energy_alike,
     check_flips_only_at_the_threshold,
     check_gradients,
+    check_heard_alike,
     images,
 )
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from torch.nn import functional
 
 from dynvision_snn.energy.meter import EnergyMeter
 from dynvision_snn.errors import WrapError
-from dynvision_snn.losses import EnergyLoss
 from dynvision_snn.model import TimedModel, wrap
 from dynvision_snn.presentation import Presentation
 
@@ -429,52 +429,12 @@ def test_it_is_the_step_engines_run(name: str, presentation: Presentation) -> No
 
 @every_loop
 def test_listeners_hear_the_same(name: str) -> None:
-    presentation = shown_to(name)
-    step, auto = both(name, mode=False)
-    heard = []
-    for model in (step, auto):
-        listener = Hears(model)
-        model(images(presentation), presentation)
-        heard.append(listener)
-    theirs, mine = heard
-    assert mine.heard.keys() == theirs.heard.keys()
-    for layer in theirs.heard:
-        assert mine.timesteps(layer) == theirs.timesteps(layer)
-        one, other = mine.values(layer), theirs.values(layer)
-        assert one.keys() == other.keys(), layer
-        for key, value in other.items():
-            assert (one[key] is None) == (value is None), (layer, key)
-            if value is not None:
-                check_close(one[key], value)
-                if key in ("output", "membrane"):
-                    assert one[key].requires_grad == value.requires_grad, (layer, key)
+    check_heard_alike(*both(name, mode=False), images, shown_to(name))
 
 
 @pytest.mark.parametrize("name", METERED)
 def test_energy_is_the_same(name: str) -> None:
-    presentation = shown_to(name)
-    losses, totals, by_timestep = [], [], []
-    models = both(name, mode=False)
-    for model in models:
-        energy = EnergyLoss(reduction="mean", p=1)
-        energy.register_hooks(model)
-        with EnergyMeter(model) as meter:
-            model(images(presentation), presentation)
-        loss = energy(None, None)
-        loss.backward()
-        losses.append(loss.detach())
-        budget = meter.budget()
-        totals.append(
-            [
-                (row.name, row.spikes, row.synops_ac, row.synops_mac, row.neuron_updates)
-                for row in budget.layers
-            ]
-        )
-        by_timestep.append(budget.by_timestep("spikes"))
-    check_close(losses[1], losses[0])
-    assert totals[1] == totals[0]
-    assert (by_timestep[1] == by_timestep[0]).all()
-    check_gradients(models[1], models[0])
+    check_energy_alike(*both(name, mode=False), images, shown_to(name))
 
 
 @settings(max_examples=25, deadline=None)
