@@ -27,8 +27,10 @@ from dynvision_snn.engine.tracing import (
     Tracer,
     attributes_of,
     check_attributes,
+    states_of,
     steps_of,
     traceable,
+    written_since,
 )
 from dynvision_snn.engine.witness import left_as_found, witnessed
 
@@ -75,7 +77,7 @@ def trace_call(
         first = _First(net, calling, adapters, layers, n_samples, like)
         with traceable("its forward at the first timestep"):
             traced = replace(traced, starts_alike=first.is_as(traced, example))
-        _check_written(before, net, _states(layers))
+        _check_written(before, net, states_of(layers))
         for layer in layers.values():
             layer.adapter.reset(layer.module)
         with traceable("its forward"):
@@ -118,18 +120,9 @@ def _without_unread(traced: Traced) -> Traced:
 def _check_written(
     before: Mapping[tuple[str, int, int], Any], net: nn.Module, allowed: frozenset[str]
 ) -> None:
-    written = {name for name, *_ in before.keys() ^ attributes_of(net).keys()} - allowed
+    written = written_since(before, net) - allowed
     if written:
         raise Refusal(f"its forward writes {', '.join(sorted(written))}")
-
-
-def _states(layers: Mapping[nn.Module, Layer]) -> frozenset[str]:
-    """What neurons keep between calls, as `attributes_of` names it."""
-    return frozenset(
-        f"{layer.name}.{name}" if layer.name else name
-        for module, layer in layers.items()
-        for name in layer.adapter.state(module)
-    )
 
 
 # -- the first call -------------------------------------------------------------------------------

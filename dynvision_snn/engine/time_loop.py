@@ -18,8 +18,10 @@ from dynvision_snn.engine.tracing import (
     Traced,
     attributes_of,
     check_attributes,
+    states_of,
     steps_of,
     traceable,
+    written_since,
 )
 from dynvision_snn.engine.unrolling import unrolled
 from dynvision_snn.engine.witness import left_as_found, witnessed
@@ -87,8 +89,7 @@ def trace_loop(
                 one = traced()
             with torch.no_grad():
                 other = traced()
-        states = {f"{layer.name}.{s}" for layer in layers.values() for s in _held(layer)}
-        written = {name for name, *_ in before.keys() ^ attributes_of(net).keys()} - states
+        written = written_since(before, net) - states_of(layers)
         with traceable("its time loop"):
             for layer in layers.values():
                 layer.adapter.reset(layer.module)
@@ -100,10 +101,6 @@ def trace_loop(
     check_attributes(one, layers)
     _check_firsts(one)
     return one
-
-
-def _held(layer: Layer) -> list[str]:
-    return list(layer.adapter.state(layer.module))
 
 
 def _same(one: Any, other: Any) -> bool:

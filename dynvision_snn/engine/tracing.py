@@ -136,6 +136,20 @@ def attributes_of(net: nn.Module) -> dict[tuple[str, int, int], Any]:
     }
 
 
+def written_since(before: Mapping[tuple[str, int, int], Any], net: nn.Module) -> set[str]:
+    """The names of what has changed since `attributes_of` said what was `before`."""
+    return {name for name, *_ in before.keys() ^ attributes_of(net).keys()}
+
+
+def states_of(layers: Mapping[nn.Module, Layer]) -> frozenset[str]:
+    """What neurons keep between calls, as `attributes_of` names it."""
+    return frozenset(
+        f"{layer.name}.{name}" if layer.name else name
+        for module, layer in layers.items()
+        for name in layer.adapter.state(module)
+    )
+
+
 def _version(value: Any) -> int:
     if isinstance(value, Tensor):
         return 0 if value.is_inference() else value._version
