@@ -224,6 +224,11 @@ class Watched:
     layer: Layer | None
 
 
+# Held as long as somebody else holds them, in the order in which they came: in another, gradients
+# would be summed in another, and the same training would not be the same to the last bit.
+_Attached = weakref.WeakKeyDictionary["Attachment", None]
+
+
 class RunHost(nn.Module):
     """A module that knows where runs begin and end, and says so to those attached to it."""
 
@@ -231,7 +236,7 @@ class RunHost(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
+        self._attachments = _Attached()
 
     def hosted(self) -> nn.Module:
         """The module that is run; names of layers are relative to it."""
@@ -247,7 +252,7 @@ class RunHost(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._attachments = weakref.WeakSet()
+        self._attachments = _Attached()
 
     @contextmanager
     def saying(self, run: Run, also: Iterable[Attachment] = ()) -> Iterator[None]:
@@ -406,7 +411,7 @@ class Attachment:
                 item.module.register_forward_hook(_AfterHook(self, item), with_kwargs=True)
             )
         if run_host is not None:
-            run_host._attachments.add(self)
+            run_host._attachments[self] = None
         self._give_back = weakref.finalize(self, _remove, handles)
 
     def close(self) -> None:

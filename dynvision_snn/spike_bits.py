@@ -8,6 +8,7 @@ again, to the last bit, for each that asks for it in the backward. Every other i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -63,11 +64,11 @@ def note_spikes(spikes: Tensor, value: Tensor) -> None:
         keeper.note(spikes, value)
 
 
-def note_moved(source: Tensor, moved: Tensor) -> None:
-    """All numbers of `moved` are among those of `source`, as in a copy in another order."""
+def note_moved(moved: Tensor, *sources: Tensor) -> None:
+    """All numbers of `moved` are 0 or among those of `sources`, as in a copy in another order."""
     keeper = _packing()
     if isinstance(keeper, _Keeper):
-        keeper.note_moved(source, moved)
+        keeper.note_moved(moved, sources)
 
 
 def hooked_by_others() -> bool:
@@ -139,13 +140,15 @@ class _Keeper:
         """See `note_spikes`."""
         self._noted[_memory(spikes)] = _Spikes(value.detach(), spikes._version)
 
-    def note_moved(self, source: Tensor, moved: Tensor) -> None:
+    def note_moved(self, moved: Tensor, sources: Sequence[Tensor]) -> None:
         """See `note_moved`."""
-        spikes = self._find(source)
-        if spikes is None or self._find(moved) is not None:
+        first, *others = (self._find(source) for source in sources)
+        if first is None or self._find(moved) is not None:
+            return
+        if any(other is None or not _same(first.value, other.value) for other in others):
             return
         if moved.untyped_storage().nbytes() == moved.numel() * moved.element_size():
-            self.note(moved, spikes.value)
+            self.note(moved, first.value)
 
     def __call__(self, tensor: Tensor) -> _AsBits | _AsItIs:
         """The form of a tensor that is saved."""
@@ -164,6 +167,12 @@ class _Keeper:
         if spikes is None or spikes.version != tensor._version:
             return None  # written into, it may be anything
         return spikes if tensor.dtype is spikes.value.dtype else None
+
+
+def _same(value: Tensor, other: Tensor) -> bool:
+    """Whether they are known to be; another device is not waited for."""
+    on_cpu = value.device.type == other.device.type == "cpu"
+    return value is other or (on_cpu and torch.equal(value, other))
 
 
 def _memory(tensor: Tensor) -> StorageWeakRef:

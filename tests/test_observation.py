@@ -253,6 +253,28 @@ def test_recurrent_weights_hear_the_spikes_of_the_timestep_before():
 # -- runs that end badly --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("engine", ["step", "layer"])
+def test_listeners_are_told_in_the_order_in_which_they_came(engine: str):
+    """Losses that listen add to the graph what they hear, and its sums follow the order."""
+    model = wrap(sequential_init_hidden(), dt=DT, engine=engine)
+    told: list[int] = []
+
+    class Numbered(Listener):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def observe(self, observation: Observation) -> None:
+            told.append(self.number)
+
+    listeners = [Numbered(number) for number in range(12)]
+    first_layer = [item for item in watchable(model) if item.layer is not None][:1]
+    attachments = [Attachment(model, listener, first_layer) for listener in listeners]
+    attachments.pop(3).close()
+    model(images().expand(T, B, FEATURES))
+    expected = [number for number in range(12) if number != 3]
+    assert told == expected * (T if engine == "step" else 1)
+
+
 def test_a_failed_run_is_abandoned_and_the_next_starts_anew():
     model = wrap(sequential_init_hidden(), dt=DT)
     model(images().expand(T, B, FEATURES))

@@ -283,11 +283,14 @@ class LayerRun:
         if not watching:
             return
         shown = inputs.over_time()
+        received: tuple[Tensor | None, ...] | None = None
         for attachment, item in watching:
             listener = attachment.listener
             presynaptic: tuple[Tensor | None, ...] = ()
             if listener is not None and listener.hears_synapses:
-                presynaptic = presynaptic_of(layer, shown, ran, start)
+                if received is None:
+                    received = presynaptic_of(layer, shown, ran, start)
+                presynaptic = received
             observation = self._observation(
                 item,
                 shown,
@@ -339,7 +342,7 @@ def _laid_out(module: nn.Module, x: Tensor) -> Tensor:
     """Channels last, where it makes a convolution and the pooling after it much faster."""
     if isinstance(module, nn.Conv2d) and x.device.type == "cpu":
         laid_out = x.contiguous(memory_format=torch.channels_last)
-        note_moved(x, laid_out)
+        note_moved(laid_out, x)
         return laid_out
     return x
 
@@ -369,7 +372,7 @@ def _applied(
         # Not the call: its hooks would take a batch of timesteps for one of samples.
         output: Tensor = module.forward(_laid_out(module, x))
         if type(module) in CHOOSES:
-            note_moved(x, output)
+            note_moved(output, x)
         return output
     result: Tensor = computed(node, {**values, given: x}, traced.module_of)
     return result

@@ -14,6 +14,7 @@ from dynvision_snn.engine.scans import Scanned
 from dynvision_snn.engine.tracing import Refusal
 from dynvision_snn.finite import FiniteCheck
 from dynvision_snn.observation import Attachment, LayerHook
+from dynvision_snn.spike_bits import note_moved
 
 
 def check_hooks(net: nn.Module, attachments: Sequence[Attachment]) -> None:
@@ -80,8 +81,14 @@ def presynaptic_of(
         if synapses.name == "input":
             received.append(inputs)
         else:
-            spikes = ran.output.detach()
-            first = start.get("spikes")
-            first = torch.zeros_like(spikes[0]) if first is None else first.detach()
-            received.append(torch.cat([first.unsqueeze(0), spikes[:-1]]))
+            received.append(_of_the_timestep_before(ran.output, start.get("spikes")))
     return tuple(received)
+
+
+def _of_the_timestep_before(spikes: Tensor, first: Tensor | None) -> Tensor:
+    if first is None:
+        first = torch.zeros_like(spikes[0])
+        note_moved(first, spikes)
+    received = torch.cat([first.expand_as(spikes[:1]), spikes[:-1]])
+    note_moved(received, spikes, first)
+    return received

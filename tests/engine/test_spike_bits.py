@@ -22,6 +22,7 @@ from torch.nn.functional import relu
 
 import dynvision_snn as dvs
 from dynvision_snn.energy import EnergyMeter
+from dynvision_snn.engine import choosing
 from dynvision_snn.engine.scans import scan
 from dynvision_snn.errors import WrapError
 from dynvision_snn.losses import EnergyLoss, SynopsLoss
@@ -269,6 +270,14 @@ def test_no_operation_keeps_spikes_of_its_own_as_floats(name: str) -> None:
     loss.backward()
 
 
+def test_nor_do_stretches_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later one starts from the last spikes of the one before."""
+    monkeypatch.setattr(choosing, "LARGEST_BLOCK", STEPS // 3 * BATCH * UNITS * 4)
+    _, loss, _ = run_of(large("recurrent"), "bits")
+    assert spikes_kept_as_floats(BATCH * STEPS * 20) == []
+    loss.backward()
+
+
 def test_the_check_finds_spikes_that_were_kept_as_floats() -> None:
     x = torch.ones(50, requires_grad=True)
     with keeping("bits"):
@@ -417,14 +426,28 @@ def test_a_copy_is_spikes_where_nothing_else_lies_in_its_memory() -> None:
     beside = memory[:, :6].copy_(spikes)
     with keeping("bits"):
         note_spikes(spikes, torch.ones(1))
-        note_moved(spikes, beside)
+        note_moved(beside, spikes)
         results = [_Saves.apply(x, memory), _Saves.apply(x, beside)]
         moved = spikes.t().contiguous()
-        note_moved(spikes, moved)
+        note_moved(moved, spikes)
         results.append(_Saves.apply(x, moved))
     assert len(forms("_AsBits")) == 1
     for result, expected in zip(results, (memory, beside, moved), strict=True):
         assert torch.equal(result.grad_fn.saved_tensors[0], expected)
+
+
+@pytest.mark.parametrize("value", [1.0, 2.0, None])
+def test_what_is_joined_is_spikes_where_all_were_of_one_value(value: float | None) -> None:
+    spikes, others, x = torch.eye(6), torch.eye(6), torch.ones(1, requires_grad=True)
+    with keeping("bits"):
+        note_spikes(spikes, torch.ones(1))
+        if value is not None:
+            note_spikes(others.mul_(value), torch.tensor([value]))
+        both = torch.cat([spikes, others])
+        note_moved(both, spikes, others)
+        result = _Saves.apply(x, both)
+    assert len(forms("_AsBits")) == (value == 1)
+    assert torch.equal(result.grad_fn.saved_tensors[0], both)
 
 
 def test_all_that_save_spikes_share_their_bits() -> None:
@@ -432,7 +455,7 @@ def test_all_that_save_spikes_share_their_bits() -> None:
     with keeping("bits"):
         note_spikes(spikes, torch.ones(1))
         first = _Saves.apply(x, spikes)
-        note_moved(spikes, spikes.view(36))
+        note_moved(spikes.view(36), spikes)
         second = _Saves.apply(x, spikes[2:])
     kept = forms("_AsBits")
     assert len(kept) == 2

@@ -15,6 +15,7 @@ from dynvision_snn.engine.scans.backends import BackendName, backend, backend_fo
 from dynvision_snn.engine.scans.functions import Plan, RecurrentScan, Scan
 from dynvision_snn.engine.scans.rule import Rule, expanded, parameters_of
 from dynvision_snn.errors import WrapError, known_names
+from dynvision_snn.spike_bits import note_moved
 
 OUTPUTS = ("spikes", "membrane", "current")
 """What a scan can give at every timestep."""
@@ -152,6 +153,7 @@ def _scanned(spec: ScanSpec, plan: Plan, outputs: tuple[Tensor | None, ...]) -> 
         assert spikes is not None
         # Not a view, which would hold on to the spikes of all timesteps.
         state["spikes"] = spikes[-1].clone()
+        note_moved(state["spikes"], spikes)
     return Scanned(spikes if plan.spikes else None, membrane, current, state)
 
 

@@ -1,0 +1,78 @@
+"""Losses that listen to a model have the same value and gradient under both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import norse.torch as norse
+import pytest
+import snntorch as snn
+import torch
+from test_recomputing import NETS
+from torch import Tensor, nn
+
+import dynvision_snn as dvs
+from dynvision_snn.losses import EnergyLoss, SynopsLoss
+
+
+def recurrent(**options: object) -> nn.Module:
+    return nn.Sequential(
+        *(nn.Linear(6, 9), snn.RLeaky(0.9, init_hidden=True, **options)),
+        *(nn.Linear(9, 3), snn.Leaky(0.9, init_hidden=True, output=True)),
+    )
+
+
+RECURRENT = {
+    "all to all": lambda: recurrent(linear_features=9),
+    "one to one": lambda: recurrent(all_to_all=False, V=-0.5),
+    "Norse, twice": lambda: norse.SequentialState(
+        norse.LIFRecurrentCell(6, 9, dt=0.001),
+        norse.LIFRecurrentCell(9, 9, dt=0.001),
+        *(nn.Linear(9, 3), norse.LICell(dt=0.001)),
+    ),
+}
+LOSSES = {
+    "activity": EnergyLoss,
+    "synaptic operations": SynopsLoss,
+    "joules": lambda: SynopsLoss(profile="45nm-fp32"),
+}
+
+
+def taken(
+    build: Callable[[], nn.Module], engine: str, loss: Callable[[], nn.Module], idle_time: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = dvs.wrap(build(), dt=1.0, engine=engine)
+    criterion = loss()
+    criterion.register_hooks(model)
+    images = torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) * 4
+    torch.manual_seed(2)
+    for _ in range(2):  # the second run is the first one again
+        run = model(
+            images, dvs.Presentation("0111101", dt=1.0, n_timesteps=14, idle_time=idle_time)
+        )
+        value = criterion(None, None)
+    piece = model(images, dvs.Presentation("1", dt=1.0, n_timesteps=3), state=run.state)
+    assert piece.membrane.isfinite().all()
+    value = value + criterion(None, None)
+    value.backward()
+    grads = {name: p.grad for name, p in model.net.named_parameters() if p.grad is not None}
+    return value.detach(), grads
+
+
+@pytest.mark.parametrize("idle_time", [0.0, 3.0])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", [*NETS, *RECURRENT])
+def test_the_gradient_of_a_listening_loss_is_that_of_the_step_engine(
+    name: str, loss: str, idle_time: float
+) -> None:
+    build = (NETS | RECURRENT)[name]
+    expected, theirs = taken(build, "step", LOSSES[loss], idle_time)
+    value, mine = taken(build, "layer", LOSSES[loss], idle_time)
+    torch.testing.assert_close(value, expected)
+    assert mine.keys() == theirs.keys()
+    assert any(grad.any() for grad in theirs.values())
+    largest = max(float(grad.abs().max()) for grad in theirs.values())
+    for key, grad in mine.items():
+        scale = max(float(theirs[key].abs().max()), 0.05 * largest)
+        torch.testing.assert_close(grad, theirs[key], rtol=0, atol=1e-4 * scale, msg=key)
