@@ -46,9 +46,10 @@ def forward(
     values = [p.numpy() for p in parameters]
 
     def share(start: int, stop: int) -> None:
-        v = np.empty(min(_BLOCK, stop - start), np.float32)
+        width = min(_BLOCK, stop - start)
+        v, filled = np.empty(width, np.float32), _filled(values, width)
         for a, b in _blocks(start, stop):
-            rows = _rows(values, a, b)
+            rows = _rows(values, filled, a, b)
             kernels.forward(
                 a,
                 words,
@@ -137,12 +138,12 @@ def backward(
 
     def share(start: int, stop: int) -> None:
         width = min(_BLOCK, stop - start)
-        buffers = np.empty((4, width), np.float32)
+        buffers, filled = np.empty((4, width), np.float32), _filled(values, width)
         before = np.empty((steps, width), np.float32)
         membrane = np.empty((steps, width), np.float32) if rule.owes else _NO_MATRIX
         current = np.empty((steps, width), np.float32) if learns_synapse else _NO_MATRIX
         for a, b in _blocks(start, stop):
-            rows = _rows(values, a, b)
+            rows = _rows(values, filled, a, b)
             u, i = u0_[a:b], i0_[a:b]
             kernels.forward(
                 a,
@@ -205,12 +206,13 @@ def stepper_back(
     learning = _learning(learned, g.numel())
     kept = (before.numpy(), recorded.numpy(), _NO_MATRIX)
     from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
-    buffers, g_x_ = np.empty((4, min(_BLOCK, g.numel())), np.float32), g_x.numpy()
+    width = min(_BLOCK, g.numel())
+    buffers, filled, g_x_ = np.empty((4, width), np.float32), _filled(values, width), g_x.numpy()
     blocks = [
         (
             (a, words, *slopes),
             (
-                *(_NO_INDEX, *_rows(values, a, b), u0_[a:b], _NO_VECTOR, a),
+                *(_NO_INDEX, *_rows(values, filled, a, b), u0_[a:b], _NO_VECTOR, a),
                 *(*kept, *from_later, g_[a:b], g_i_[a:b], buffers, g_x_),
                 *(part if part is None else part[a:b] for part in learning),
             ),
@@ -251,10 +253,16 @@ def _matrix(value: Tensor | None) -> Array:
     return _NO_MATRIX if value is None else value.numpy()
 
 
-def _rows(values: list[Array], start: int, stop: int) -> list[Array]:
-    """The lanes ``start:stop`` of every parameter, one number repeated."""
+def _filled(values: list[Array], width: int) -> list[Array | None]:
+    """Parameters that are one number, repeated for a block's lanes; None for the others."""
+    return [None if value.size > 1 else np.full(width, value[0]) for value in values]
+
+
+def _rows(values: list[Array], filled: list[Array | None], start: int, stop: int) -> list[Array]:
+    """The lanes ``start:stop`` of every parameter."""
     return [
-        value[start:stop] if value.size > 1 else np.full(stop - start, value[0]) for value in values
+        value[start:stop] if row is None else row[: stop - start]
+        for value, row in zip(values, filled, strict=True)
     ]
 
 
