@@ -126,6 +126,9 @@ class Observation(NamedTuple):
         state: further state variables of a neuron layer, same layout.
         presynaptic: what each of the layer's inner synapses received, same layout; None stands for
             silence. Only where the listener `hears_synapses`.
+        activity: ``sum |output|`` of each sample over these timesteps and all units, ``[B]``, where
+            what made the output summed it, too, and takes its gradient without a tensor of the
+            output's size. Only where the listener `hears_activity`.
         recomputed: whether activation checkpointing ran the layer again during backward. A listener
             must then do what it did the first time and drop the result.
     """
@@ -142,6 +145,7 @@ class Observation(NamedTuple):
     state: Mapping[str, Tensor] = MappingProxyType({})
     presynaptic: tuple[Tensor | None, ...] = ()
     recomputed: bool = False
+    activity: Tensor | None = None
 
     @property
     def active(self) -> Tensor | None:
@@ -195,11 +199,13 @@ class Listener(ABC):
         hears_synapses: whether observations carry what the inner synapses received.
         hears_membranes: whether it reads membranes and further state. They are left out where it
             does not, and an engine need not keep them at every timestep where nobody does.
+        hears_activity: whether it makes use of `Observation.activity`.
     """
 
     hears_idle: ClassVar[bool] = False
     hears_synapses: ClassVar[bool] = False
     hears_membranes: ClassVar[bool] = True
+    hears_activity: bool = False
 
     @abstractmethod
     def observe(self, observation: Observation) -> None:

@@ -32,7 +32,14 @@ from dynvision_snn.engine.timed import (
 )
 from dynvision_snn.engine.tracing import Traced
 from dynvision_snn.engine.values import attribute, bind, computed, delayed, kept, last, looked_up
-from dynvision_snn.observation import Attachment, Observation, Run, Watched, is_recomputing
+from dynvision_snn.observation import (
+    Attachment,
+    Listener,
+    Observation,
+    Run,
+    Watched,
+    is_recomputing,
+)
 from dynvision_snn.spike_bits import note_moved
 
 
@@ -195,10 +202,14 @@ class LayerRun:
         if not fits(spec, example, start):
             self._as_it_is(part)
             return
-        heard = self._membrane_is_heard(layer) and shows_membrane(layer)
-        keep = (
-            {"spikes"} | (part.wants - {"output"}) | ({"membrane", "current"} if heard else set())
+        heard = shows_membrane(layer) and any(
+            listener.hears_membranes for listener in self._listeners(layer)
         )
+        keep = {"spikes"} | (part.wants - {"output"})
+        if heard:
+            keep |= {"membrane", "current"}
+        if any(listener.hears_activity for listener in self._listeners(layer)):
+            keep |= {"activity"}
         ran = scan(spec, inputs.values, index=inputs.index, state=start, keep=keep)
         layer.adapter.scan_finish(layer.module, ran.state)
         values: dict[str, Any] = {"output": Timed(ran.output)}
@@ -260,11 +271,9 @@ class LayerRun:
             if item.module is module
         ]
 
-    def _membrane_is_heard(self, layer: Layer) -> bool:
-        return any(
-            attachment.listener is not None and attachment.listener.hears_membranes
-            for attachment, _ in self._watching(layer.module)
-        )
+    def _listeners(self, layer: Layer) -> list[Listener]:
+        heard = (attachment.listener for attachment, _ in self._watching(layer.module))
+        return [listener for listener in heard if listener is not None]
 
     def _tell(self, module: nn.Module, before: Timed, after: Timed) -> None:
         for attachment, item in self._watching(module):
@@ -298,6 +307,7 @@ class LayerRun:
                 ran.membrane if shows or ran.spikes is None else None,
                 {} if ran.current is None or not shows else {"current": ran.current},
                 presynaptic,
+                ran.activity if listener is not None and listener.hears_activity else None,
             )
             attachment.tell(observation)
 
@@ -309,6 +319,7 @@ class LayerRun:
         membrane: Tensor | None = None,
         state: Mapping[str, Tensor] | None = None,
         presynaptic: tuple[Tensor | None, ...] = (),
+        activity: Tensor | None = None,
     ) -> Observation:
         return Observation(
             name=item.name,
@@ -323,6 +334,7 @@ class LayerRun:
             state={} if state is None else state,
             presynaptic=presynaptic,
             recomputed=is_recomputing(),
+            activity=activity,
         )
 
 

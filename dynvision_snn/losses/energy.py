@@ -185,6 +185,7 @@ class EnergyLoss(ListeningLoss):
                 "such as 1 or 2."
             )
         self.p = float(p)
+        self.hears_activity = p == 1
         self.monitor = monitor
         self._adapters = tuple(adapters)
 
@@ -237,12 +238,16 @@ class EnergyLoss(ListeningLoss):
             )
         self._check_recomputed(observation)
         name, output, active = observation.name, observation.output, observation.active
+        summed = observation.activity if active is None else None
         if observation.recomputed:
             # Autograd must see the same operations again.
-            activity(output, self.p, active)
+            if summed is None:
+                activity(output, self.p, active)
             return
         self._check_same_accumulation(name, output.shape[1])
-        if active is None and _can_wait(output):
+        if summed is not None:
+            self._add(name, summed / output.shape[2:].numel())
+        elif active is None and _can_wait(output):
             before = self._waiting.get(name)
             if before and _form(before[-1][0]) != _form(output):
                 self._catch_up(name)

@@ -14,7 +14,7 @@ from scan_cases import CASES
 
 from dynvision_snn.engine.scans import scan
 
-KEPT = ("spikes", "membrane", "current")
+KEPT = ("spikes", "membrane", "current", "activity")
 
 
 def main() -> None:
@@ -30,7 +30,8 @@ def main() -> None:
                 ours = scan(
                     case.spec(module), inputs, index=shown, keep=KEPT, backend_name=backend_name
                 )
-                values = [v for v in (ours.spikes, ours.membrane, ours.current) if v is not None]
+                kept = (ours.spikes, ours.membrane, ours.current, ours.activity)
+                values = [v for v in kept if v is not None]
                 weights = [torch.linspace(-1, 1, v.numel()).view(v.shape) for v in values]
                 loss = sum((v * w).sum() for v, w in zip(values, weights, strict=True))
                 gradients = torch.autograd.grad(loss, leaves, allow_unused=True)

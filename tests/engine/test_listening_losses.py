@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import dynvision_snn as dvs
 from dynvision_snn.losses import EnergyLoss, SynopsLoss
+from dynvision_snn.observation import Attachment, Listener, Observation, watchable
 
 
 def recurrent(**options: object) -> nn.Module:
@@ -22,7 +23,13 @@ def recurrent(**options: object) -> nn.Module:
     )
 
 
-RECURRENT = {
+def worth(factor: float | Tensor, **options: bool) -> nn.Module:
+    lif = snn.Leaky(0.9, init_hidden=True, graded_spikes_factor=factor, **options)
+    last = snn.Leaky(0.9, init_hidden=True, output=True)
+    return nn.Sequential(nn.Linear(6, 9), lif, nn.Linear(9, 3), last)
+
+
+FURTHER = {
     "all to all": lambda: recurrent(linear_features=9),
     "one to one": lambda: recurrent(all_to_all=False, V=-0.5),
     "Norse, twice": lambda: norse.SequentialState(
@@ -30,9 +37,12 @@ RECURRENT = {
         norse.LIFRecurrentCell(9, 9, dt=0.001),
         *(nn.Linear(9, 3), norse.LICell(dt=0.001)),
     ),
+    "worth -2, which is learnt": lambda: worth(-2.0, learn_graded_spikes_factor=True),
+    "worth otherwise by unit": lambda: worth(torch.linspace(-1, 1, 9)),
 }
 LOSSES = {
     "activity": EnergyLoss,
+    "Euclidean activity": lambda: EnergyLoss(p=2),
     "synaptic operations": SynopsLoss,
     "joules": lambda: SynopsLoss(profile="45nm-fp32"),
 }
@@ -62,11 +72,11 @@ def taken(
 
 @pytest.mark.parametrize("idle_time", [0.0, 3.0])
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("name", [*NETS, *RECURRENT])
+@pytest.mark.parametrize("name", [*NETS, *FURTHER])
 def test_the_gradient_of_a_listening_loss_is_that_of_the_step_engine(
     name: str, loss: str, idle_time: float
 ) -> None:
-    build = (NETS | RECURRENT)[name]
+    build = (NETS | FURTHER)[name]
     expected, theirs = taken(build, "step", LOSSES[loss], idle_time)
     value, mine = taken(build, "layer", LOSSES[loss], idle_time)
     torch.testing.assert_close(value, expected)
@@ -76,3 +86,33 @@ def test_the_gradient_of_a_listening_loss_is_that_of_the_step_engine(
     for key, grad in mine.items():
         scale = max(float(theirs[key].abs().max()), 0.05 * largest)
         torch.testing.assert_close(grad, theirs[key], rtol=0, atol=1e-4 * scale, msg=key)
+
+
+class Hearing(Listener):
+    """Keeps what it is told, and whether it is told activities."""
+
+    def __init__(self, *, hears_activity: bool) -> None:
+        self.hears_activity = hears_activity
+        self.told: list[Observation] = []
+
+    def observe(self, observation: Observation) -> None:
+        self.told.append(observation)
+
+
+def test_who_hears_activities_is_told_those_of_whole_observations_of_spikes() -> None:
+    model = dvs.wrap(recurrent(linear_features=9), dt=1.0, engine="layer")
+    listeners = [Hearing(hears_activity=hears) for hears in (True, False)]
+    modules = [item for item in watchable(model) if item.name]
+    attachments = [Attachment(model, listener, modules) for listener in listeners]
+    model(4 * torch.rand(7, 5, 6))
+    heard, other = (listener.told for listener in listeners)
+    spiking = [told for told in heard if told.layer is not None]
+    assert len(spiking) == 2
+    for told in spiking:
+        assert told.output.any()
+        torch.testing.assert_close(told.activity, told.output.abs().sum((0, 2)))
+        assert told.part(2, 5).activity is None
+    assert all(told.activity is None for told in heard if told.layer is None)
+    assert all(told.activity is None for told in other)
+    for attachment in attachments:
+        attachment.close()

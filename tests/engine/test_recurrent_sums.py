@@ -75,18 +75,22 @@ def test_it_is_the_librarys_own_loop(case, most, stretches, monkeypatch):
     module = case.make()
     inputs = _inputs(case.features).requires_grad_()
     theirs = own_loop(module, inputs)
-    ours = scan(case.spec(module), inputs, keep=("spikes", "membrane"))
+    ours = scan(case.spec(module), inputs, keep=("spikes", "membrane", "activity"))
     assert sum(stretches) == STEPS if most == 1.0 else 0 < sum(stretches) <= STEPS
     assert torch.equal(ours.spikes, theirs.spikes)
     assert 0.02 < float(theirs.spikes.count_nonzero()) / theirs.spikes.numel() < 0.9
     torch.testing.assert_close(ours.membrane, theirs.membrane, rtol=0, atol=1e-5)
     for name, value in theirs.state.items():
         torch.testing.assert_close(ours.state[name], value, rtol=0, atol=1e-5)
+    activity = theirs.spikes.abs().flatten(2).sum((0, 2))
+    torch.testing.assert_close(ours.activity, activity, rtol=1e-6, atol=0)
     weights = torch.randn(theirs.spikes.shape, generator=torch.Generator().manual_seed(2))
     wanted = [inputs, *(p for p in module.parameters() if p.requires_grad)]
     gradients = [
-        torch.autograd.grad((ran.spikes * weights + ran.membrane).sum(), wanted)
-        for ran in (ours, theirs)
+        torch.autograd.grad(
+            (ran.spikes * weights + ran.membrane).sum() + (active * weights[0, :, 0]).sum(), wanted
+        )
+        for ran, active in ((ours, ours.activity), (theirs, activity))
     ]
     for mine, other in zip(*gradients, strict=True):
         assert float((mine - other).abs().max()) <= 1e-4 * float(other.abs().max())

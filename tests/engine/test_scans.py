@@ -121,6 +121,32 @@ def test_it_goes_on_from_a_state_and_sends_gradients_into_it(case: Case, name: s
     )
 
 
+@pytest.mark.parametrize("with_spikes", [False, True])
+@pytest.mark.parametrize("shown", [None, torch.tensor([0, 1, 1, 2, 2, 2, 0, 3])])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_the_activity_is_the_sum_of_the_spikes_of_each_sample(
+    case: Case, name: str, shown: Tensor | None, with_spikes: bool
+) -> None:
+    torch.manual_seed(3)
+    module = case.make()
+    inputs = _inputs(case).requires_grad_()
+    theirs = own_loop(module, inputs if shown is None else inputs[shown])
+    given = inputs if shown is None else inputs[:4]
+    keep = ("spikes", "activity")
+    ours = scan(case.spec(module), given, index=shown, keep=keep, backend_name=name)
+    if theirs.spikes is None:
+        assert ours.activity is None
+        return
+    activity = theirs.spikes.abs().flatten(2).sum((0, 2))
+    assert activity.count_nonzero()
+    torch.testing.assert_close(ours.activity, activity, rtol=1e-6, atol=0)
+    wanted = [inputs, *(p for p in module.parameters() if p.requires_grad)]
+    _check_close(
+        _gradients(_weighted([ours.activity, ours.spikes if with_spikes else None]), wanted),
+        _gradients(_weighted([activity, theirs.spikes if with_spikes else None]), wanted),
+    )
+
+
 @pytest.mark.parametrize("kept", ["spikes", "membrane"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_an_input_shown_often_is_computed_once(case: Case, name: str, kept: str) -> None:

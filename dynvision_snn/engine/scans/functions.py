@@ -32,8 +32,9 @@ _WORTH = 1 << 22
 _MOST = 0.2
 _STRETCH = 16
 
-Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor | None]
-"""Spikes, membrane and current, ``[T, lanes]`` each where asked for; last membrane and current."""
+Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor | None]
+"""Spikes, membrane and current, ``[T, lanes]`` each where asked for; the activity of each sample,
+``[B]``, where asked for; last membrane and current."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,7 +46,7 @@ class Plan:
         backend: who computes it.
         index: the row of the input that each timestep shows, int64 ``[T]`` on the CPU.
         shape: ``[B, *units]``.
-        spikes, membrane, current: which of them are wanted.
+        spikes, membrane, current, activity: which of them are wanted.
         keeps: whether a backward may follow.
     """
 
@@ -56,15 +57,22 @@ class Plan:
     spikes: bool
     membrane: bool
     current: bool
+    activity: bool
     keeps: bool
 
-    def mark(self, ctx: Any, spikes: Tensor | None, parameters: Sequence[Tensor]) -> None:
+    def mark(
+        self,
+        ctx: Any,
+        spikes: Tensor | None,
+        activity: Tensor | None,
+        parameters: Sequence[Tensor],
+    ) -> None:
         """Spikes without a surrogate have no gradient, as in their library."""
         if spikes is None:
             return
         note_spikes(spikes, parameters[SPIKE_VALUE])
         if self.rule.surrogate.kind is SurrogateKind.NONE:
-            ctx.mark_non_differentiable(spikes)
+            ctx.mark_non_differentiable(*(v for v in (spikes, activity) if v is not None))
 
     def outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Memory for what is wanted."""
@@ -72,6 +80,25 @@ class Plan:
         wanted = (self.spikes, self.membrane, self.current)
         spikes, membrane, current = (x.new_empty(size) if want else None for want in wanted)
         return spikes, membrane, current
+
+    def emitted(self, x: Tensor) -> Tensor | None:
+        """Memory for what each lane emits, where the activity is wanted."""
+        return x.new_zeros(self.shape.numel()) if self.activity else None
+
+    def activity_of(self, emitted: Tensor | None) -> Tensor | None:
+        """The sum of each sample's lanes, exact."""
+        if emitted is None:
+            return None
+        return emitted.view(self.shape[0], -1).sum(1, dtype=torch.float64).to(emitted.dtype)
+
+    def given(self, grads: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Given:
+        """The gradients of the first four outputs; that of a sample's activity is every lane's."""
+        *over_time, emitted = grads
+        spikes, membrane, current = (None if g is None else g.contiguous() for g in over_time)
+        if emitted is not None:
+            lanes = emitted.view(-1, 1).expand(len(emitted), self.shape[1:].numel())
+            emitted = lanes.reshape(-1) * parameters[SPIKE_VALUE].sign()
+        return Given(spikes, membrane, current, emitted)
 
 
 class Scan(Function):
@@ -85,6 +112,7 @@ class Scan(Function):
         ctx.set_materialize_grads(False)
         u, i = u0.clone(), None if i0 is None else i0.clone()
         spikes, membrane, current = plan.outputs(x)
+        emitted = plan.emitted(x)
         plan.backend.forward(
             plan.rule,
             _at(plan, x),
@@ -93,13 +121,14 @@ class Scan(Function):
             parameters,
             u,
             i,
-            Wanted(spikes=spikes, membrane=membrane, current=current),
+            Wanted(spikes=spikes, membrane=membrane, current=current, emitted=emitted),
         )
         if plan.keeps:
             ctx.plan = plan
             ctx.save_for_backward(x, u0, i0, *parameters)
-        plan.mark(ctx, spikes, parameters)
-        return spikes, membrane, current, u, i
+        activity = plan.activity_of(emitted)
+        plan.mark(ctx, spikes, activity, parameters)
+        return spikes, membrane, current, activity, u, i
 
     @staticmethod
     @once_differentiable
@@ -107,8 +136,8 @@ class Scan(Function):
         """Back through all timesteps at once."""
         plan: Plan = ctx.plan
         x, u0, i0, *parameters = ctx.saved_tensors
-        given = Given(*(None if g is None else g.contiguous() for g in grads[:3]))
-        g, g_i = _state_gradients(grads[3:], u0, i0)
+        given = plan.given(grads[:4], parameters)
+        g, g_i = _state_gradients(grads[4:], u0, i0)
         learned = _learned(ctx.needs_input_grad[4:], u0)
         g_x = plan.backend.backward(
             plan.rule, _at(plan, x), x, tuple(parameters), u0, i0, given, g, g_i, learned
@@ -139,9 +168,11 @@ class RecurrentScan(Function):
         spikes, membrane, current = plan.outputs(x)
         if spikes is None:
             spikes = x.new_empty(len(plan.index), u0.numel())
+        emitted = plan.emitted(x)
         before = torch.empty_like(spikes) if plan.keeps else None
         if plan.keeps and rule.owes and membrane is None:
             membrane = torch.empty_like(spikes)
+        wanted = Wanted(spikes, before, membrane, current, emitted)
         index = _at(plan, x)
         sends = _sends(plan, weight, x.dtype)
         back = x.new_zeros(plan.shape[-1]) if bias is None else bias.contiguous()
@@ -150,8 +181,8 @@ class RecurrentScan(Function):
             stretch = slice(start, min(start + _STRETCH, len(index)))
             joined = plan.backend.forward_joined
             if joined is not None and sends is not None and _are_few(z):
-                wanted = (_at_steps(v, stretch) for v in (spikes, before, membrane, current))
-                joined(rule, index[stretch], x, z, sends, back, parameters, u, i, Wanted(*wanted))
+                into = wanted.at(stretch)
+                joined(rule, index[stretch], x, z, sends, back, parameters, u, i, into)
                 z = spikes[stretch.stop - 1]
                 continue
             for t in range(stretch.start, stretch.stop):
@@ -164,7 +195,7 @@ class RecurrentScan(Function):
                     parameters,
                     u,
                     i,
-                    Wanted(*(_at_steps(v, step) for v in (spikes, before, membrane, current))),
+                    wanted.at(step),
                 )
                 z = spikes[t]
         if plan.keeps:
@@ -173,8 +204,9 @@ class RecurrentScan(Function):
             recorded = membrane if rule.owes else before
             ctx.n_distinct = x.shape[0]
             ctx.save_for_backward(u0, i0, z0, weight, bias, spikes, before, recorded, *given)
-        plan.mark(ctx, spikes, given)
-        return spikes, membrane if plan.membrane else None, current, u, i
+        activity = plan.activity_of(emitted)
+        plan.mark(ctx, spikes, activity, given)
+        return spikes, membrane if plan.membrane else None, current, activity, u, i
 
     @staticmethod
     @once_differentiable
@@ -183,8 +215,8 @@ class RecurrentScan(Function):
         plan: Plan = ctx.plan
         u0, i0, z0, weight, _, spikes, before, recorded, *parameters = ctx.saved_tensors
         g_spikes = torch.zeros_like(spikes) if grads[0] is None else _copied(grads[0])
-        given = Given(g_spikes, *(None if g is None else g.contiguous() for g in grads[1:3]))
-        g, g_i = _state_gradients(grads[3:], u0, i0)
+        given = plan.given((g_spikes, *grads[1:4]), parameters)
+        g, g_i = _state_gradients(grads[4:], u0, i0)
         learned = _learned(ctx.needs_input_grad[7:], u0)
         # A timestep's gradient of the spikes is read before that of its input is written.
         g_x = g_spikes
@@ -212,10 +244,6 @@ class RecurrentScan(Function):
 def _at(plan: Plan, x: Tensor) -> Tensor:
     """The rows of `x` on its device."""
     return plan.index.to(x.device, non_blocking=True)
-
-
-def _at_steps(value: Tensor | None, steps: slice) -> Tensor | None:
-    return None if value is None else value[steps]
 
 
 def _on_all_lanes(parameters: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:

@@ -38,6 +38,12 @@ def _fire(v, threshold, value, out):
 
 
 @inner
+def _emit(spikes, emitted):
+    for j in range(emitted.size):
+        emitted[j] = emitted[j] + abs(spikes[j])
+
+
+@inner
 def _update(update, before, u, x, recurrent, has_recurrent, rate, threshold, leak, v):
     one = np.float32(1)
     zero = np.float32(0)
@@ -299,10 +305,12 @@ def forward(
     before,
     membrane,
     current,
+    emitted,
 ):
     """All timesteps of the lanes from `start` on, as many as `u` has.
 
-    `at` is where `before`, `membrane` and `current` hold the first of these lanes.
+    What these lanes emit is added to `emitted`. `at` is where `before`, `membrane` and `current`
+    hold the first of them.
     """
     stop = start + u.size
     end = at + u.size
@@ -325,6 +333,8 @@ def forward(
             membrane[t, at:end],
             current[t, at:end],
         )
+        if emitted.size > 0:
+            _emit(spikes[t, start:stop], emitted)
 
 
 @outer
@@ -351,6 +361,7 @@ def forward_joined(
     before,
     membrane,
     current,
+    emitted,
 ):
     """All timesteps of the samples `first` up to `last`, whose spikes come back through a matrix.
 
@@ -394,6 +405,8 @@ def forward_joined(
                 membrane[t, a:b],
                 current[t, a:b],
             )
+            if emitted.size > 0:
+                _emit(sent, emitted[a:b])
 
 
 @outer
@@ -420,6 +433,7 @@ def backward(
     g_spikes,
     g_membrane,
     g_current,
+    g_emitted,
     g,
     g_i,
     buffers,
@@ -431,7 +445,8 @@ def backward(
 ):
     """The timesteps ``last - 1`` down to `first` of the lanes from `start` on.
 
-    `before`, `recorded` and `current` hold the forward from the column `at` on. `g` and `g_i` are
+    `before`, `recorded` and `current` hold the forward from the column `at` on, `g_emitted` is the
+    gradient of what each lane emitted, times the sign of its spikes. `g` and `g_i` are
     the gradients of the state, carried back in time.
     """
     update, synapse, reset_before, reset_after, detached, kind = words
@@ -447,14 +462,17 @@ def backward(
             _add(g_membrane[t, start:stop], g)
         _slope(kind, slope_a, slope_b, v, threshold, slope)
         if g_spikes.shape[0] > 0:
-            if g_value is not None:
-                _learn_value(v, threshold, g_spikes[t, start:stop], g_value)
-            row = g_spikes[t, start:stop]
-            for j in range(n):
-                h[j] = row[j] * value[j]
+            _copy(g_spikes[t, start:stop], h)
         else:
             for j in range(n):
                 h[j] = np.float32(0)
+        if g_emitted.size > 0:
+            _fire(v, threshold, g_emitted, out)
+            _add(out, h)
+        if g_value is not None:
+            _learn_value(v, threshold, h, g_value)
+        for j in range(n):
+            h[j] = h[j] * value[j]
         if g_threshold is not None:
             _copy(g, g_recorded)
         _through_reset(reset_after, detached, v, u_before, threshold, reset_value, slope, h, g)

@@ -43,6 +43,7 @@ def forward(
     x_, recurrent_, u_, i_ = x.numpy(), _matrix(recurrent), u.numpy(), _vector(i)
     rows_of_x = index.numpy()
     outputs = [_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
+    emitted = _vector(wanted.emitted)
     values = [p.numpy() for p in parameters]
 
     def share(start: int, stop: int) -> None:
@@ -62,6 +63,7 @@ def forward(
                 v[: b - a],
                 a,
                 *outputs,
+                emitted[a:b],
             )
 
     _shared_out(share, u.numel(), len(rows_of_x))
@@ -91,6 +93,7 @@ def forward_joined(
         _vector(i),
         z.numpy(),
         *(_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)),
+        _vector(wanted.emitted),
     )
 
     units = len(bias)
@@ -133,6 +136,7 @@ def backward(
         _vector(g_i),
     )
     from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
+    g_emitted = _vector(given.emitted)
     learning = _learning(learned, g.numel())
     learns_synapse = learning[3] is not None
 
@@ -160,6 +164,7 @@ def backward(
                 before,
                 membrane,
                 current,
+                _NO_VECTOR,
             )
             kernels.backward(
                 a,
@@ -176,6 +181,7 @@ def backward(
                 membrane if rule.owes else before,
                 current,
                 *from_later,
+                g_emitted[a:b],
                 g_[a:b],
                 g_i_[a:b],
                 buffers,
@@ -206,6 +212,7 @@ def stepper_back(
     learning = _learning(learned, g.numel())
     kept = (before.numpy(), recorded.numpy(), _NO_MATRIX)
     from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
+    g_emitted = _vector(given.emitted)
     width = min(_BLOCK, g.numel())
     buffers, filled, g_x_ = np.empty((4, width), np.float32), _filled(values, width), g_x.numpy()
     blocks = [
@@ -213,7 +220,7 @@ def stepper_back(
             (a, words, *slopes),
             (
                 *(_NO_INDEX, *_rows(values, filled, a, b), u0_[a:b], _NO_VECTOR, a),
-                *(*kept, *from_later, g_[a:b], g_i_[a:b], buffers, g_x_),
+                *(*kept, *from_later, g_emitted[a:b], g_[a:b], g_i_[a:b], buffers, g_x_),
                 *(part if part is None else part[a:b] for part in learning),
             ),
         )

@@ -87,21 +87,35 @@ class Wanted:
         before: the membrane before the reset of its timestep.
         membrane: the membrane that is recorded.
         current: the synapse's current.
+        emitted: to which the magnitudes of the spikes are added, ``[lanes]``; only with `spikes`.
     """
 
     spikes: Tensor | None = None
     before: Tensor | None = None
     membrane: Tensor | None = None
     current: Tensor | None = None
+    emitted: Tensor | None = None
+
+    def at(self, steps: slice) -> Wanted:
+        """Where a part of the timesteps is written."""
+        spikes, before, membrane, current = (
+            None if value is None else value[steps]
+            for value in (self.spikes, self.before, self.membrane, self.current)
+        )
+        return Wanted(spikes, before, membrane, current, self.emitted)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Given:
-    """The gradients that a backward scan starts from; each ``[T, lanes]`` or None."""
+    """The gradients that a backward scan starts from; each ``[T, lanes]`` or None.
+
+    That of `emitted`, ``[lanes]``, comes with the sign that a spike has.
+    """
 
     spikes: Tensor | None = None
     membrane: Tensor | None = None
     current: Tensor | None = None
+    emitted: Tensor | None = None
 
 
 def expanded(value: Tensor | None, default: float, shape: torch.Size, like: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from dynvision_snn.engine.scans.rule import Rule, expanded, parameters_of
 from dynvision_snn.errors import WrapError, known_names
 from dynvision_snn.spike_bits import note_moved
 
-OUTPUTS = ("spikes", "membrane", "current")
-"""What a scan can give at every timestep."""
+OUTPUTS = ("spikes", "membrane", "current", "activity")
+"""What a scan can give."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -29,6 +29,9 @@ class Scanned:
         spikes: ``[T, B, *units]``; None for a neuron that never fires, or where not asked for.
         membrane: ``[T, B, *units]``, as its library records it; None where not asked for.
         current: the synapse's current, ``[T, B, *units]``; None where not asked for, or without.
+        activity: ``sum |spikes|`` of each sample over timesteps and units, ``[B]``; its gradient
+            reaches the spikes without a tensor of their size. None where `spikes` is, or where not
+            asked for.
         state: the state after the last timestep, ``[B, *units]`` each: ``"membrane"``, and where
             the neuron has them ``"current"`` and (recurrent) ``"spikes"``.
     """
@@ -36,6 +39,7 @@ class Scanned:
     spikes: Tensor | None
     membrane: Tensor | None
     current: Tensor | None
+    activity: Tensor | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -67,7 +71,7 @@ def scan(
         index: which of them each timestep shows, int64 ``[T]`` on the CPU; by default each once.
         state: a `Scanned.state` to go on from; what it does not name starts as at the first
             timestep of a run.
-        keep: what is wanted at every timestep, of `OUTPUTS`. The membrane of a neuron that never
+        keep: what is wanted, of `OUTPUTS`. The membrane of a neuron that never
             fires is its output and always kept.
         backend_name: who computes it; by default the fastest one there is for the inputs.
 
@@ -115,6 +119,7 @@ def scan(
         spikes=spec.fires and "spikes" in keep,
         membrane="membrane" in keep or not spec.fires,
         current="current" in keep and i0 is not None,
+        activity=spec.fires and {"spikes", "activity"} <= set(keep),
         keeps=needs,
     )
     if recurrence is None:
@@ -142,8 +147,10 @@ def fits(spec: ScanSpec, example: Tensor, state: Mapping[str, Any]) -> bool:
 
 
 def _scanned(spec: ScanSpec, plan: Plan, outputs: tuple[Tensor | None, ...]) -> Scanned:
+    *over_time, activity, u, i = outputs
     spikes, membrane, current, u, i = (
-        None if value is None else value.view(*value.shape[:-1], *plan.shape) for value in outputs
+        None if value is None else value.view(*value.shape[:-1], *plan.shape)
+        for value in (*over_time, u, i)
     )
     assert u is not None
     state = {"membrane": u}
@@ -154,7 +161,7 @@ def _scanned(spec: ScanSpec, plan: Plan, outputs: tuple[Tensor | None, ...]) -> 
         # Not a view, which would hold on to the spikes of all timesteps.
         state["spikes"] = spikes[-1].clone()
         note_moved(state["spikes"], spikes)
-    return Scanned(spikes if plan.spikes else None, membrane, current, state)
+    return Scanned(spikes if plan.spikes else None, membrane, current, activity, state)
 
 
 def _first(

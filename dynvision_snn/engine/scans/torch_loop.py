@@ -59,6 +59,8 @@ def forward(
             spikes = (v - threshold > 0).to(v.dtype)
             if wanted.spikes is not None:
                 torch.mul(spikes, value, out=wanted.spikes[t])
+                if wanted.emitted is not None:
+                    wanted.emitted.add_(wanted.spikes[t].abs())
             _reset(rule, v, spikes, owed, threshold, reset_value)
         u.copy_(v)
         if wanted.membrane is not None:
@@ -176,11 +178,12 @@ def _step_back(
     owed = (u_before - threshold > 0).to(v.dtype)
     if rule.fires:
         spikes = (v - threshold > 0).to(v.dtype)
-        h = torch.zeros_like(v)
-        if given.spikes is not None:
-            h = given.spikes[t] * value
-            if g_value is not None:
-                g_value.add_(given.spikes[t] * spikes)
+        h = torch.zeros_like(v) if given.spikes is None else given.spikes[t]
+        if given.emitted is not None:
+            h = h + spikes * given.emitted
+        if g_value is not None:
+            g_value.add_(h * spikes)
+        h = h * value
         late = spikes - owed
         g_recorded = g.clone()
         if rule.after is After.OWED_SUBTRACT or (

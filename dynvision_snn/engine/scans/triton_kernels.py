@@ -73,6 +73,7 @@ def forward(
     before,
     membrane,
     current,
+    emitted_p,
     steps,
     lanes,
     STRIDES: tl.constexpr,
@@ -96,6 +97,7 @@ def forward(
     i = u
     if SYNAPSE > 0:
         i = tl.load(i_p + lane, mask=inside)
+    emitted = tl.zeros((BLOCK,), tl.float32)
     for t in range(steps):
         at = tl.cast(t, tl.int64) * lanes + lane
         drive = tl.load(x + tl.load(index + t) * lanes + lane, mask=inside)
@@ -133,6 +135,7 @@ def forward(
         s = _fired(v, threshold)
         if HAS[1]:
             tl.store(spikes + at, s * value, mask=inside)
+            emitted = emitted + tl.abs(s * value)
         if HAS[2]:
             tl.store(before + at, v, mask=inside)
         if AFTER == 1:
@@ -152,6 +155,9 @@ def forward(
     tl.store(u_p + lane, u, mask=inside)
     if SYNAPSE > 0:
         tl.store(i_p + lane, i, mask=inside)
+    if HAS[5]:
+        was = tl.load(emitted_p + lane, mask=inside)
+        tl.store(emitted_p + lane, was + emitted, mask=inside)
 
 
 @triton.jit(do_not_specialize=["first", "last"])
@@ -173,6 +179,7 @@ def backward(
     g_spikes,
     g_membrane,
     g_current,
+    g_emitted_p,
     g_p,
     g_i_p,
     g_x,
@@ -209,6 +216,9 @@ def backward(
     g_i = g
     if SYNAPSE > 0:
         g_i = tl.load(g_i_p + lane, mask=inside)
+    g_emitted = tl.zeros((BLOCK,), tl.float32)
+    if HAS[3]:
+        g_emitted = tl.load(g_emitted_p + lane, mask=inside)
     g_rate = g * 0.0
     g_threshold = g * 0.0
     g_value = g * 0.0
@@ -224,11 +234,11 @@ def backward(
             g = g + tl.load(g_membrane + at, mask=inside)
         if FIRES:
             s = _fired(v, threshold)
-            h = g * 0.0
+            h = s * g_emitted
             if HAS[0]:
-                row = tl.load(g_spikes + at, mask=inside)
-                h = row * value
-                g_value = g_value + s * row
+                h = h + tl.load(g_spikes + at, mask=inside)
+            g_value = g_value + s * h
+            h = h * value
             recorded_g = g
             if AFTER == 1 or (AFTER == 4 and not DETACHED):
                 h = h - threshold * g

@@ -31,7 +31,7 @@ def forward(
     wanted: Wanted,
 ) -> None:
     """Runs all timesteps, changing the state `u`, `i` in place; see `backends.Backend`."""
-    outputs = (wanted.spikes, wanted.before, wanted.membrane, wanted.current)
+    outputs = (wanted.spikes, wanted.before, wanted.membrane, wanted.current, wanted.emitted)
     with _on_device_of(x):
         kernels.forward[_programs(u)](
             index,
@@ -148,7 +148,7 @@ def _launch_backward(
     g_x: Tensor,
     learned: tuple[Tensor | None, ...],
 ) -> None:
-    from_later = (given.spikes, given.membrane, given.current)
+    from_later = (given.spikes, given.membrane, given.current, given.emitted)
     with _on_device_of(g):
         kernels.backward[_programs(g)](
             first,
