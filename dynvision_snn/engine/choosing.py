@@ -13,7 +13,7 @@ from dynvision_snn.adapters import Adapters
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.freed_memory import LARGEST_BLOCK, keep_freed_memory
 from dynvision_snn.engine.layerwise import LayerRun
-from dynvision_snn.engine.listeners import check_hooks, check_listeners
+from dynvision_snn.engine.listeners import Audience, check_hooks, check_listeners
 from dynvision_snn.engine.one_call import trace_call
 from dynvision_snn.engine.plan import LayerPlan, make_plan
 from dynvision_snn.engine.scans.backends import BackendName, backend_for, compilation
@@ -271,7 +271,7 @@ def _run(
         before = [] if shown.null is None else [shown.null] * idle
         whole = Timed.of_steps([*before, *steps] if before else steps)
         firsts = plan.traced.firsts
-        ran = LayerRun(plan, run, -idle, attachments)
+        ran = LayerRun(plan, Audience(run, -idle, attachments))
         returned, after = ran(whole, states if firsts is None else firsts)
         # A time loop of which a layer is decoded may return anything.
         output = None if returned is None else _first(returned)[idle:]
@@ -285,7 +285,7 @@ def _run(
                 states = run_idle(net, calling, shown.null, 1, states, run.clock, of=idle)
             null = Timed(shown.null.unsqueeze(0), torch.zeros(idle - fresh, dtype=torch.int64))
             if len(null):
-                _, states = LayerRun(plan, run, fresh - idle, attachments)(null, states)
+                _, states = LayerRun(plan, Audience(run, fresh - idle, attachments))(null, states)
     elif fresh:
         assert run.clock is not None
         run.clock.t = shown.t0
@@ -293,7 +293,7 @@ def _run(
         outputs.append(torch.stack(first))
     for t in range(len(outputs), len(steps), at_once):
         stretch = Timed.of_steps(steps[t : t + at_once])
-        output, states = LayerRun(plan, run, shown.t0 + t, attachments)(stretch, states)
+        output, states = LayerRun(plan, Audience(run, shown.t0 + t, attachments))(stretch, states)
         outputs.append(_first(output))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), states
 

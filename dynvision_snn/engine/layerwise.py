@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dynvision_snn.adapters import Call, Layer
+from dynvision_snn.adapters import Call
 from dynvision_snn.engine.joining import joined
-from dynvision_snn.engine.listeners import presynaptic_of, shows_membrane
+from dynvision_snn.engine.listeners import Audience
 from dynvision_snn.engine.plan import LayerPlan, Part, pairs, picked_from
 from dynvision_snn.engine.products import linear
 from dynvision_snn.engine.reshaping import with_other_axes
 from dynvision_snn.engine.samplewise import CHOOSES, CONVOLUTIONAL
-from dynvision_snn.engine.scans import Scanned, fits, scan
+from dynvision_snn.engine.scans import fits, scan
 from dynvision_snn.engine.timed import (
     PerStep,
     Timed,
@@ -32,14 +32,6 @@ from dynvision_snn.engine.timed import (
 )
 from dynvision_snn.engine.tracing import Traced
 from dynvision_snn.engine.values import attribute, bind, computed, delayed, kept, last, looked_up
-from dynvision_snn.observation import (
-    Attachment,
-    Listener,
-    Observation,
-    Run,
-    Watched,
-    is_recomputing,
-)
 from dynvision_snn.spike_bits import note_moved
 
 
@@ -49,17 +41,13 @@ class LayerRun:
 
     Attributes:
         plan: the plan.
-        run: the run, as its listeners know it.
-        t0: the first timestep (idle ones are negative).
-        attachments: who listens.
+        audience: who listens, and to which timesteps of which run.
         values: what the nodes yielded, as far as it is still needed.
         brought: the states that `values` holds for every timestep.
     """
 
     plan: LayerPlan
-    run: Run
-    t0: int
-    attachments: Sequence[Attachment]
+    audience: Audience
     values: dict[fx.Node, Any] = field(default_factory=dict)
     brought: set[fx.Node] = field(default_factory=set)
 
@@ -122,7 +110,7 @@ class LayerRun:
             self._as_it_is(part)
             return
         heard: dict[fx.Node, tuple[list[Tensor], list[Tensor]]] = {
-            node: ([], []) for node, module in modules.items() if self._watching(module)
+            node: ([], []) for node, module in modules.items() if self.audience.watching(module)
         }
 
         def one_batch(x: Tensor) -> Tensor:
@@ -138,7 +126,7 @@ class LayerRun:
         small = any(isinstance(module, CONVOLUTIONAL) for module in modules.values())
         self.values[part.nodes[-1]] = merged(one_batch, inputs, small=small)
         for node, (before, after) in heard.items():
-            self._tell(modules[node], _gathered(before, inputs), _gathered(after, inputs))
+            self.audience.tell(modules[node], _gathered(before, inputs), _gathered(after, inputs))
 
     def join(self, part: Part) -> None:
         """A function of several values, over the distinct ones."""
@@ -202,14 +190,7 @@ class LayerRun:
         if not fits(spec, example, start):
             self._as_it_is(part)
             return
-        heard = shows_membrane(layer) and any(
-            listener.hears_membranes for listener in self._listeners(layer)
-        )
-        keep = {"spikes"} | (part.wants - {"output"})
-        if heard:
-            keep |= {"membrane", "current"}
-        if any(listener.hears_activity for listener in self._listeners(layer)):
-            keep |= {"activity"}
+        keep = {"spikes"} | (part.wants - {"output"}) | self.audience.wants(layer)
         ran = scan(spec, inputs.values, index=inputs.index, state=start, keep=keep)
         layer.adapter.scan_finish(layer.module, ran.state)
         values: dict[str, Any] = {"output": Timed(ran.output)}
@@ -225,7 +206,7 @@ class LayerRun:
         for other in part.nodes:
             if other is not node:
                 self._pick(other)
-        self._tell_scanned(layer, inputs, ran, start, shows=shows_membrane(layer))
+        self.audience.tell_scanned(layer, inputs, ran, start)
 
     def step(self, part: Part) -> None:
         """A part as the model itself runs it, timestep by timestep."""
@@ -238,10 +219,10 @@ class LayerRun:
         }
         n_steps = self._n_steps()
         steps: list[dict[fx.Node, Any]] = []
-        clock = self.run.clock
+        clock = self.audience.run.clock
         for t in range(n_steps):
             if clock is not None:
-                clock.t = self.t0 + t
+                clock.t = self.audience.t0 + t
             now: dict[fx.Node, Any] = {n: at_step(self.values[n], t) for n in outside} | held
             for node in part.nodes:
                 now[node] = computed(node, now, traced.module_of)
@@ -260,82 +241,6 @@ class LayerRun:
     def _n_steps(self) -> int:
         inputs: Timed = self.values[self.plan.traced.inputs]
         return len(inputs)
-
-    # -- listeners --------------------------------------------------------------------------------
-
-    def _watching(self, module: nn.Module) -> list[tuple[Attachment, Watched]]:
-        return [
-            (attachment, item)
-            for attachment in self.attachments
-            for item in attachment.watched
-            if item.module is module
-        ]
-
-    def _listeners(self, layer: Layer) -> list[Listener]:
-        heard = (attachment.listener for attachment, _ in self._watching(layer.module))
-        return [listener for listener in heard if listener is not None]
-
-    def _tell(self, module: nn.Module, before: Timed, after: Timed) -> None:
-        for attachment, item in self._watching(module):
-            attachment.tell(self._observation(item, before.over_time(), after.over_time()))
-
-    def _tell_scanned(
-        self,
-        layer: Layer,
-        inputs: Timed,
-        ran: Scanned,
-        start: Mapping[str, Any],
-        *,
-        shows: bool,
-    ) -> None:
-        watching = self._watching(layer.module)
-        if not watching:
-            return
-        shown = inputs.over_time()
-        received: tuple[Tensor | None, ...] | None = None
-        for attachment, item in watching:
-            listener = attachment.listener
-            presynaptic: tuple[Tensor | None, ...] = ()
-            if listener is not None and listener.hears_synapses:
-                if received is None:
-                    received = presynaptic_of(layer, shown, ran, start)
-                presynaptic = received
-            observation = self._observation(
-                item,
-                shown,
-                ran.output,
-                ran.membrane if shows or ran.spikes is None else None,
-                {} if ran.current is None or not shows else {"current": ran.current},
-                presynaptic,
-                ran.activity if listener is not None and listener.hears_activity else None,
-            )
-            attachment.tell(observation)
-
-    def _observation(
-        self,
-        item: Watched,
-        inputs: Tensor,
-        output: Tensor,
-        membrane: Tensor | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        presynaptic: tuple[Tensor | None, ...] = (),
-        activity: Tensor | None = None,
-    ) -> Observation:
-        return Observation(
-            name=item.name,
-            module=item.module,
-            layer=item.layer,
-            run=self.run,
-            t0=self.t0,
-            t1=self.t0 + len(output),
-            inputs=inputs,
-            output=output,
-            membrane=membrane,
-            state={} if state is None else state,
-            presynaptic=presynaptic,
-            recomputed=is_recomputing(),
-            activity=activity,
-        )
 
 
 _RUNNERS: Mapping[str, Callable[[LayerRun, Part], None]] = {

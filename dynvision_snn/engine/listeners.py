@@ -1,8 +1,9 @@
-"""Who watches a model, whether a plan can tell them all, and what it tells of a scanned neuron."""
+"""Who watches a model, whether a plan can tell them all, and what they are told."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,17 @@ from torch import Tensor, nn
 from dynvision_snn.adapters import Call, Layer, Role
 from dynvision_snn.engine.plan import LayerPlan
 from dynvision_snn.engine.scans import Scanned
+from dynvision_snn.engine.timed import Timed
 from dynvision_snn.engine.tracing import Refusal
 from dynvision_snn.finite import FiniteCheck
-from dynvision_snn.observation import Attachment, LayerHook
+from dynvision_snn.observation import (
+    Attachment,
+    LayerHook,
+    Observation,
+    Run,
+    Watched,
+    is_recomputing,
+)
 from dynvision_snn.spike_bits import note_moved
 
 
@@ -61,7 +70,103 @@ def check_listeners(plan: LayerPlan, attachments: Sequence[Attachment]) -> None:
                 raise Refusal(f"{name} is observed{by}, and is traced through")
 
 
-def shows_membrane(layer: Layer) -> bool:
+@dataclass(frozen=True, eq=False, slots=True)
+class Audience:
+    """Those who listen to one stretch of a run.
+
+    Attributes:
+        run: the run, as they know it.
+        t0: the first timestep (idle ones are negative).
+        attachments: who they are.
+    """
+
+    run: Run
+    t0: int
+    attachments: Sequence[Attachment]
+
+    def watching(self, module: nn.Module) -> list[tuple[Attachment, Watched]]:
+        """Who is to be told of a module."""
+        return [
+            (attachment, item)
+            for attachment in self.attachments
+            for item in attachment.watched
+            if item.module is module
+        ]
+
+    def wants(self, layer: Layer) -> set[str]:
+        """What a scan of the layer must keep for them; see `scans.OUTPUTS`."""
+        heard = (attachment.listener for attachment, _ in self.watching(layer.module))
+        listeners = [listener for listener in heard if listener is not None]
+        wanted = set()
+        if any(listener.hears_membranes for listener in listeners) and _shows_membrane(layer):
+            wanted |= {"membrane", "current"}
+        if any(listener.hears_activity for listener in listeners):
+            wanted |= {"activity"}
+        return wanted
+
+    def tell(self, module: nn.Module, before: Timed, after: Timed) -> None:
+        """Tells what a module made of its input."""
+        for attachment, item in self.watching(module):
+            attachment.tell(self._observation(item, before.over_time(), after.over_time()))
+
+    def tell_scanned(
+        self, layer: Layer, inputs: Timed, ran: Scanned, start: Mapping[str, Any]
+    ) -> None:
+        """Tells what a neuron did from the state `start` on."""
+        watching = self.watching(layer.module)
+        if not watching:
+            return
+        shows = _shows_membrane(layer)
+        shown = inputs.over_time()
+        received: tuple[Tensor | None, ...] | None = None
+        for attachment, item in watching:
+            listener = attachment.listener
+            if listener is None:
+                continue
+            presynaptic: tuple[Tensor | None, ...] = ()
+            if listener.hears_synapses:
+                if received is None:
+                    received = _presynaptic_of(layer, shown, ran, start)
+                presynaptic = received
+            observation = self._observation(
+                item,
+                shown,
+                ran.output,
+                ran.membrane if shows or ran.spikes is None else None,
+                {} if ran.current is None or not shows else {"current": ran.current},
+                presynaptic,
+                ran.activity if listener.hears_activity else None,
+            )
+            attachment.tell(observation)
+
+    def _observation(
+        self,
+        item: Watched,
+        inputs: Tensor,
+        output: Tensor,
+        membrane: Tensor | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        presynaptic: tuple[Tensor | None, ...] = (),
+        activity: Tensor | None = None,
+    ) -> Observation:
+        return Observation(
+            name=item.name,
+            module=item.module,
+            layer=item.layer,
+            run=self.run,
+            t0=self.t0,
+            t1=self.t0 + len(output),
+            inputs=inputs,
+            output=output,
+            membrane=membrane,
+            state={} if state is None else state,
+            presynaptic=presynaptic,
+            recomputed=is_recomputing(),
+            activity=activity,
+        )
+
+
+def _shows_membrane(layer: Layer) -> bool:
     """Whether a call of the layer would show its membrane at every timestep."""
     if not layer.traits.sequence:
         return True
@@ -72,7 +177,7 @@ def shows_membrane(layer: Layer) -> bool:
     return bool(reading.state) or (spikes and reading.membrane is not None)
 
 
-def presynaptic_of(
+def _presynaptic_of(
     layer: Layer, inputs: Tensor, ran: Scanned, start: Mapping[str, Any]
 ) -> tuple[Tensor | None, ...]:
     """What the inner synapses received: the inputs, and the spikes of the timestep before."""
