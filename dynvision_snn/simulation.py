@@ -174,7 +174,7 @@ class Simulation:
     @property
     def accuracy_by_phase(self) -> dict[str, float]:
         """Share of right answers over the timesteps of each phase; NaN where there is none."""
-        shares = (self.correct.sum(1) / self.counted.sum(1)).tolist()
+        shares = (self.correct.sum(1).double() / self.counted.sum(1)).tolist()
         names = [phase.name.lower() for phase in SCORED_PHASES]
         return dict(zip(names, shares, strict=True))
 
