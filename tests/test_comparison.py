@@ -161,6 +161,18 @@ def test_ratios_are_to_the_baseline_and_break_even_costs_the_same(comparison):
     assert one["break_even_rate[45nm-fp32]"] == pytest.approx(factor * total.firing_rate)
 
 
+def test_break_even_is_with_the_mean_of_the_baselines_runs(comparison):
+    bases = dvs.compare({"b": [wrapped(spiking(seed)) for seed in (7, 8)]}, loader(), P)
+    run, others = comparison.runs["spiking"][0], bases.runs["b"]
+    row = dvs.Comparison({"one": run, "b": others}, baseline="b").rows()[0]
+    # ACs alone grow with the factor, on a profile that has no figure for updates and spikes.
+    ac = dvs.hardware_profiles()["45nm-fp32"].ac
+    theirs = statistics.fmean(float(other.budget.joules("45nm-fp32")) for other in others)
+    missing = theirs - float(run.budget.joules("45nm-fp32"))
+    factor = 1 + missing / (ac * run.budget.total.synops_ac)
+    assert row["break_even_factor[45nm-fp32]"] == pytest.approx(factor)
+
+
 def test_the_front_is_what_no_other_model_beats():
     cheap, dear = spiking(units=3), spiking(units=40)
     got = dvs.compare({"cheap": wrapped(cheap), "dear": wrapped(dear)}, loader(), P)

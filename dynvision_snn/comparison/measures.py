@@ -169,17 +169,18 @@ def anytime(runs: Sequence[Simulation], profile: HardwareProfile) -> list[tuple[
 
 
 def stands_against(
-    simulation: Simulation, baseline: Simulation, profile: HardwareProfile
+    simulation: Simulation, baseline: Sequence[Simulation], profile: HardwareProfile
 ) -> dict[str, float | None]:
     """The activity at which a spiking model costs what the baseline costs: rate and factor.
 
-    None for a model that does not spike, and where either cannot be priced.
+    The baseline's cost is the mean over its runs, as in ratios. None for a model that does not
+    spike, and where either cannot be priced.
     """
     fires = simulation.budget.total.spikes > 0
-    priced = not any(joules_of(s, profile).lacks_synops for s in (simulation, baseline))
-    if not fires or not priced:
+    theirs = [joules_of(run, profile) for run in baseline]
+    if not fires or any(j.lacks_synops for j in (joules_of(simulation, profile), *theirs)):
         return {"break_even_rate": None, "break_even_factor": None}
-    found = break_even(simulation.budget, baseline.budget, profile)
+    found = break_even(simulation.budget, statistics.fmean(theirs), profile)
     return {
         "break_even_rate": found.break_even_firing_rate,
         "break_even_factor": found.factor,

@@ -53,7 +53,7 @@ def values(comparison: Comparison) -> dict[str, dict[str, Value]]:
     for name, runs in comparison.runs.items():
         each = [measured(run, comparison.profiles) for run in runs]
         if comparison.baseline not in (None, name):
-            base = comparison.runs[comparison.baseline][0]
+            base = comparison.runs[comparison.baseline]
             for run, row in zip(runs, each, strict=True):
                 for profile in comparison.profiles:
                     for key, value in stands_against(run, base, profile).items():
