@@ -101,6 +101,12 @@ def counts(criterion: Criterion, targets: Tensor) -> Tensor:
     return torch.stack(found)
 
 
+def are_means(criterion: Criterion, device: torch.device) -> Tensor:
+    """Which losses are means over their counts, and not sums: bool ``[losses]``."""
+    reductions = [_base_loss(loss).reduction for loss in criterion.losses]
+    return torch.tensor([reduction == "mean" for reduction in reductions], device=device)
+
+
 class JoinedLoss:
     """A criterion over a batch that processes share; each may take its share in pieces of a run.
 
@@ -170,10 +176,8 @@ class JoinedLoss:
 def _factors(criterion: Criterion, targets: Tensor) -> Tensor:
     """The weight of this process's share of each loss, ``[losses]``."""
     part = counts(criterion, targets)
-    is_mean = torch.tensor(
-        [_base_loss(loss).reduction == "mean" for loss in criterion.losses], device=part.device
-    )
-    return part / torch.where(is_mean, summed(part), 1.0).clamp(min=1e-12)
+    whole = torch.where(are_means(criterion, part.device), summed(part), 1.0)
+    return part / whole.clamp(min=1e-12)
 
 
 def joined_budget(meter: EnergyMeter) -> EnergyBudget:

@@ -20,7 +20,7 @@ from dynvision_snn.errors import DataError
 from dynvision_snn.loading import LoadedBatch, check_answers
 from dynvision_snn.losses import Criterion, CrossEntropyLoss
 from dynvision_snn.model import TimedModel
-from dynvision_snn.training.joining import counts, joined_budget, summed
+from dynvision_snn.training.joining import are_means, counts, joined_budget, rank, summed
 from dynvision_snn.training.sums import phase_hits
 from dynvision_snn.training.target import EnergyTarget
 
@@ -120,7 +120,9 @@ class Validation:
             energy = part.new_zeros(()) if target is None else target.energy.to(part)
         n_samples = part.new_tensor(float(loaded.n_samples))
         found = torch.stack(taken).sum(0).to(part)
-        step = torch.cat([found * part, part, torch.stack([energy * n_samples, n_samples])])
+        # The shares of a batch add up to one sum: the first process, which has one of each, counts.
+        weight = part if rank() == 0 else part * are_means(self._criterion, part.device)
+        step = torch.cat([found * part, weight, torch.stack([energy * n_samples, n_samples])])
         self._sums = step if self._sums is None else self._sums + step
         right = torch.stack(hits).sum(0)
         self._hits = right if self._hits is None else self._hits + right

@@ -36,6 +36,9 @@ def runs(tmp_path_factory):
     settings["model"] = {"factory": "nets:net", "kwargs": {"dropout": 0.0}}
     settings["optimizer"] = {"name": "SGD", "kwargs": {"lr": 0.1}}
     settings["target"] = {"limit": 50.0, "unit": "hertz"}
+    settings["criterion"].append(
+        {"name": "energy_loss", "weight": 0.001, "kwargs": {"reduction": "sum"}, "label": "sum"}
+    )
     settings["training"]["epochs"] = 2
     # Shares of the last batch differ in their longest sample.
     settings["presentation"]["varying"] = {"onset_jitter": 12.0, "by_sample": True}
