@@ -263,7 +263,8 @@ class Row:
 
     def _add(self, sums: Sums, calls: Sequence[Noted], spread: Spread) -> None:
         n_timesteps, present = spread.n_timesteps, spread.present
-        names = {name for call in self.noted for name in call.series}
+        # Not a set, whose order differs from process to process, and with it the files of budgets.
+        names = dict.fromkeys(name for call in self.noted for name in call.series)
         series = {
             name: spread.of(
                 _over_time(
@@ -284,7 +285,7 @@ class Row:
     def _by_sample(
         self, calls: Sequence[Noted], n_timesteps: int, batch_size: int
     ) -> dict[Series, Tensor]:
-        names = {name for call in calls for name in call.by_sample}
+        names = dict.fromkeys(name for call in calls for name in call.by_sample)
         series = {
             name: _over_time(
                 [(call, call.by_sample[name]) for call in calls if name in call.by_sample],
