@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dynvision_snn.errors import EncodingError
-from dynvision_snn.noise import Noise, check_not_negative
+from dynvision_snn.noise import Noise, check_not_negative, in_full
 from dynvision_snn.presentation import Presentation
 from dynvision_snn.presentation_batch import AnyPresentation, PresentationBatch
 from dynvision_snn.timing import (
@@ -177,7 +177,11 @@ class PoissonRate(Encoding):
     ) -> Iterator[Tensor]:
         _highest_intensity(images, presentation)
         expected = self.max_rate * ms_to_seconds(presentation.dt)
-        return (torch.poisson(expected * image, generator=generator) for image in shown)
+
+        def spikes(image: Tensor) -> Tensor:
+            return torch.poisson(expected * in_full(image), generator=generator).to(image.dtype)
+
+        return (spikes(image) for image in shown)
 
 
 @dataclass(frozen=True)
@@ -226,10 +230,11 @@ class BernoulliRate(Encoding):
         likely = self.max_rate * ms_to_seconds(dt)
 
         def spikes(image: Tensor) -> Tensor:
+            probability = likely * in_full(image)
             drawn = torch.rand(
-                image.shape, dtype=image.dtype, device=image.device, generator=generator
+                image.shape, dtype=probability.dtype, device=image.device, generator=generator
             )
-            return (drawn < likely * image).to(image.dtype)
+            return (drawn < probability).to(image.dtype)
 
         return (spikes(image) for image in shown)
 

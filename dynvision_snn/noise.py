@@ -17,7 +17,7 @@ from torch import Tensor
 from dynvision_snn.errors import EncodingError
 from dynvision_snn.timing import check_time, decay_exact, ms_to_seconds
 
-__all__ = ["GaussianNoise", "Noise", "PoissonNoise", "check_not_negative"]
+__all__ = ["GaussianNoise", "Noise", "PoissonNoise", "check_not_negative", "in_full"]
 
 
 class Noise(ABC):
@@ -125,9 +125,17 @@ class PoissonNoise(Noise):
         during: Iterator[Tensor] | None = None,
     ) -> Iterator[Tensor]:
         """See `Noise.steps`."""
-        expected = torch.full_like(like, self.rate * ms_to_seconds(dt))
+        expected = torch.full_like(in_full(like), self.rate * ms_to_seconds(dt))
         for _ in repeat(None) if during is None else during:
-            yield self.amplitude * torch.poisson(expected, generator=generator)
+            yield self.amplitude * torch.poisson(expected, generator=generator).to(like.dtype)
+
+
+def in_full(values: Tensor) -> Tensor:
+    """`values`, in float32 where they are of half precision, which rounds rates.
+
+    A number drawn from 0 to 1 in bfloat16 is 0 once in 256 times, however unlikely a spike is.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -92,6 +92,22 @@ def test_a_rate_in_hz_is_that_rate_at_any_timestep(encoding, dt):
         assert set(spikes.unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "encoding",
+    [BernoulliRate(3.0), PoissonRate(3.0), ConstantCurrent(null_noise=PoissonNoise(3.0))],
+    ids=["Bernoulli", "Poisson", "noise"],
+)
+def test_a_rate_is_that_rate_in_half_precision(encoding, dtype):
+    n_units, seconds = 4000, 1.0
+    shown = "0" if encoding.null_noise else "1"
+    p = Presentation(shown, dt=1.0, n_timesteps=int(1000 * seconds))
+    spikes = encoding(torch.ones(1, n_units, dtype=dtype), p, seeded())
+    assert spikes.dtype == dtype
+    standard_error = math.sqrt(3.0 * seconds / n_units)
+    assert abs(float(spikes.double().sum(0).mean()) - 3.0 * seconds) < 5 * standard_error
+
+
 @given(st.floats(1.0, 5000.0), st.floats(0.05, 5.0))
 def test_a_rate_above_one_spike_per_timestep_is_an_error_that_names_the_limit(rate, dt):
     p = Presentation("1", dt=dt)
