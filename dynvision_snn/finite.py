@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dynvision_snn.errors import ObservationError
 from dynvision_snn.observation import Listener, Observation
@@ -101,6 +102,24 @@ def check_inputs(steps: Iterable[Tensor], start: int, dt: float) -> None:
         extreme = _extreme("the model", "input", step.unsqueeze(0), t, dt)
         if not extreme.is_finite:
             raise _not_finite(extreme, f"{list(step.shape)} at every timestep")
+
+
+def check_parameters(net: nn.Module) -> None:
+    """Refuses a net with a NaN among its parameters. Waits for the device.
+
+    Behind a spiking layer it would be told as a net that is silent, with the accuracy of one.
+
+    Raises:
+        ObservationError: naming the parameter.
+    """
+    for name, parameter in net.named_parameters():
+        if not is_lazy(parameter) and bool(parameter.isnan().any()):
+            raise ObservationError(
+                f"the parameter {name!r} holds NaN, which spiking layers hide: neurons fed "
+                "with it are merely silent. Look for values in the data that are not finite, and "
+                "for a learning rate that is too high; wrap(..., check_finite=True) names the "
+                "first such value of a run."
+            )
 
 
 def _not_finite(extreme: Extreme, kind: str) -> ObservationError:

@@ -16,6 +16,7 @@ from dynvision_snn.decision import DecisionRule
 from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.errors import DataError, WrapError
 from dynvision_snn.evidence import Decoding
+from dynvision_snn.finite import check_parameters
 from dynvision_snn.gathering import Gathered
 from dynvision_snn.loading import LoadedBatch, check_answers, device_of
 from dynvision_snn.model import TimedModel
@@ -298,6 +299,7 @@ def simulate(
             model, or the presentation's ignore_index is one.
         ReadoutError: if a membrane is NaN or infinite, or spikes are needed and the readout has
             none.
+        ObservationError: if a parameter of the model is NaN.
     """
     if not isinstance(model, TimedModel):
         raise WrapError(
@@ -308,6 +310,7 @@ def simulate(
         raise DataError("rules need per_sample=True: what a decision costs is told of each sample.")
     if SETTLING in rules:
         raise DataError(f"no rule can be called {SETTLING!r}; give it another name.")
+    check_parameters(model.net)
     device = device_of(model)
     gathered = Gathered(rules, decoding=decoding, by_timestep=by_timestep)
     shown = _Shown(presentation)

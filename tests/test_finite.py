@@ -10,8 +10,10 @@ import torch
 from models import CLASSES, DT, FEATURES, HIDDEN, STYLES, Style, leaky
 from torch import Tensor, nn
 
-from dynvision_snn import EnergyMeter, Presentation, wrap
+from dynvision_snn import EnergyMeter, Presentation, simulate, wrap
 from dynvision_snn.errors import ObservationError
+from dynvision_snn.losses import build_criterion
+from dynvision_snn.training import fit
 
 T, B = 8, 3
 every_style = pytest.mark.parametrize("style", STYLES.values(), ids=STYLES.keys())
@@ -139,6 +141,23 @@ def test_it_can_be_switched_and_a_failed_run_counts_for_nothing():
             model(large_at(3))
     assert meter.budget().n_samples == B
     assert meter.budget().n_timesteps == T
+
+
+def test_data_that_is_nan_does_not_train_a_silent_net():
+    """The loss stays finite, since spikes are; the weights in front of them do not."""
+    images, presentation = inputs()[0], Presentation("0111", dt=DT)
+    images[0, 0] = math.nan
+    model = wrap(spoiled(), dt=DT)
+    model.net[1] = nn.Identity()
+    labels = torch.zeros(B, dtype=torch.int64)
+    assert model(images, presentation).membrane.isfinite().all()
+    criterion = build_criterion(["cross_entropy_loss"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ObservationError, match=r"parameter '0\.weight' holds NaN"):
+        fit(model, [(images, labels)], presentation, criterion, optimizer, epochs=1)
+    # The data is mended, the net is not.
+    with pytest.raises(ObservationError, match=r"parameter '0\.weight' holds NaN"):
+        simulate(model, [(inputs()[0], labels)], presentation)
 
 
 def test_whole_numbers_are_finite():

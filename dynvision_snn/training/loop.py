@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynvision_snn.errors import LossError
+from dynvision_snn.finite import check_parameters
 from dynvision_snn.loading import LoadedBatch, check_answers, device_of
 from dynvision_snn.losses import Criterion
 from dynvision_snn.model import TimedModel
@@ -75,6 +76,8 @@ def fit(
         LossError: if the loss is NaN or infinite, or the loader is empty.
         DataError, PresentationError: if what the loader yields does not fit, or a label is no class
             of the model (of labels on a GPU the loss tells, later).
+        ObservationError: if a parameter is NaN at the end of an epoch, which spikes can hide from
+            the loss.
     """
     model.train()
     device = device_of(model)
@@ -96,6 +99,7 @@ def fit(
                 f"the loss is {total} in epoch {number} ({epoch.components}): training has "
                 "diverged. Lower the learning rate, or clip the gradient."
             )
+        check_parameters(model.net)
         if scheduler is not None:
             scheduler.step()
         history.append(epoch)

@@ -15,7 +15,13 @@ from torch.utils.data import DataLoader
 
 import dynvision_snn as dvs
 from dynvision_snn.config import parse_config
-from dynvision_snn.errors import ConfigError, DataError, TrainingError, WrapError
+from dynvision_snn.errors import (
+    ConfigError,
+    DataError,
+    ObservationError,
+    TrainingError,
+    WrapError,
+)
 from dynvision_snn.losses import build_criterion
 from dynvision_snn.training import (
     EnergyMonitor,
@@ -342,6 +348,16 @@ def test_weights_that_are_not_finite_are_named():
         model.net[4].weight[0, 0] = torch.nan
     classifier = TimedClassifier(model, PRESENTATION, CRITERION)
     _raises(TrainingError, r"the parameter of '4\.weight' is not finite", classifier)
+
+
+def test_data_that_is_nan_does_not_train_a_silent_net():
+    """Not in the first batch, whose energy is measured; the loss is finite, since spikes are."""
+    model = _model()
+    classifier = TimedClassifier(model, PRESENTATION, ["cross_entropy_loss"])
+    images = torch.rand(16, FEATURES)
+    images[12, 0] = torch.nan
+    pairs = list(zip(images, torch.zeros(16, dtype=torch.int64), strict=True))
+    _raises(ObservationError, r"parameter '1\.weight' holds NaN", classifier, DataLoader(pairs, 8))
 
 
 def test_a_loss_that_explodes_is_stopped_with_its_largest_value():

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dynvision_snn.energy import EnergyMeter, HardwareProfile, resolve_profile
 from dynvision_snn.errors import TrainingError, WrapError
+from dynvision_snn.finite import check_parameters
 from dynvision_snn.loading import LoadedBatch, check_answers
 from dynvision_snn.losses import BaseLoss, Criterion, CrossEntropyLoss, EnergyLoss, build_criterion
 from dynvision_snn.model import TimedModel
@@ -328,6 +329,7 @@ class TimedClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Logs the means over the epoch."""
         self.criterion.check_targets()
+        check_parameters(self.model.net)
         sums = self._state.sums
         if not sums.n_steps:
             return
