@@ -188,10 +188,15 @@ def test_the_front_is_what_no_other_model_beats():
 
 def test_an_uncounted_layer_and_an_unpriced_model_are_said_everywhere(tmp_path):
     models = {"odd": wrapped(Uncounted()), "analog": wrapped(analog())}
-    got = dvs.compare(models, loader(), P, profiles=["truenorth", "45nm-fp32"])
+    profiles = ["truenorth", "45nm-fp32"]
+    got = dvs.compare(models, loader(), P, profiles=profiles, baseline="odd")
     rows = {row["model"]: row for row in got.rows()}
     assert rows["odd"]["uncounted"] == "odd"
     table = got.table()
+    main, ratios = table.split("Ratios to odd")
+    assert "Energies and SynOps of odd are without" in ratios
+    assert re.search(r"Pareto front, 45nm-fp32\S*\s+(yes|no)[^\w\s]", main)
+    assert "By an energy without the layers that are not counted" in main
     assert re.search(r"not counted\s+odd\s+–", table)
     assert "without the layers that are not counted" in table
     assert "has no figure for some of its synaptic" in table

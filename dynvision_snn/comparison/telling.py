@@ -30,6 +30,7 @@ __all__ = ["Table", "html", "plain_rows", "presented", "priced_by", "tables", "t
 
 _NOT_PRICED = "Not priced: the profile has no figure for some of its synaptic operations."
 _AT_LEAST = "At least this: without the layers that are not counted."
+_BY_PART = "By an energy without the layers that are not counted."
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,10 @@ def _main(comparison: Comparison) -> Table:
     rows = []
     for row in _noted(comparison):
         model = row["model"]
-        row |= {
-            f"pareto[{name}]": "yes" if front[model] else "no" for name, front in fronts.items()
-        }
         row["uncounted"] = ", ".join(_uncounted(comparison)[model]) or None
+        for name, front in fronts.items():
+            told_front = "yes" if front[model] else "no"
+            row[f"pareto[{name}]"] = Noted(told_front, _BY_PART if row["uncounted"] else "")
         rows.append(row)
     title = f"{len(rows)} models" if len(rows) > 1 else "1 model"
     return Table("comparison", title, _grid(rows, columns, list(_general_notes(comparison))))
@@ -224,8 +225,14 @@ def _ratios(comparison: Comparison) -> Table:
                 "timestep cannot be: there, the model costs less at any rate.",
             )
         )
-    notes = ["Of means over runs." if any(len(r) > 1 for r in comparison.runs.values()) else ""]
-    grid = _grid(rows, columns, [note for note in notes if note])
+    notes = ["Of means over runs."] if any(len(r) > 1 for r in comparison.runs.values()) else []
+    partial = [name for name, layers in _uncounted(comparison).items() if layers]
+    if partial:
+        notes.append(
+            f"Energies and SynOps of {', '.join(partial)} are without the layers that are not "
+            "counted: what is set against them may be too high or too low."
+        )
+    grid = _grid(rows, columns, notes)
     return Table("ratios", f"Ratios to {baseline}", grid)
 
 
