@@ -11,6 +11,7 @@ costs, whatever the price is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -96,7 +97,7 @@ def break_even(
     Raises:
         EnergyError: the spiking model has no spiking neuron, or no spike was measured; or the
             profile has no figure for synaptic operations of the other model, whose price would be
-            too low to compare with.
+            too low to compare with; or either price is negative or not finite.
 
     Warns:
         EnergyWarning: a profile has no figure for some synaptic operations.
@@ -110,6 +111,11 @@ def break_even(
     here, silent = priced(spiking, price), priced(silenced(spiking), price)
     if isinstance(other, EnergyBudget):
         other = _whole_price(other, price if other_price is None else other_price)
+    for whose, joules in (("the spiking model", here), ("the other model", other)):
+        if not (math.isfinite(joules) and joules >= 0):
+            raise EnergyError(
+                f"{whose} costs {joules!r} J per sample; expected a finite number from 0 up."
+            )
     slope = here - silent
     # Two equal sums in another order differ by their rounding: no slope at all.
     reached = slope > 1e-12 * here and other >= silent

@@ -91,6 +91,14 @@ def test_a_price_that_leaves_out_the_other_models_operations_is_refused() -> Non
     assert break_even(spiking(0.1), other, "loihi", other_price="45nm-int8").other_joules > 0
 
 
+@pytest.mark.parametrize("joules", [math.nan, math.inf, -1e-9])
+def test_a_price_that_is_none_is_refused(joules: float) -> None:
+    with pytest.raises(EnergyError, match=r"the other model costs .* J per sample; expected"):
+        break_even(spiking(0.1), joules, "45nm-fp32")
+    with pytest.raises(EnergyError, match=r"the spiking model costs .* J per sample; expected"):
+        break_even(spiking(0.1), 1e-9, lambda budget: joules)
+
+
 def test_where_even_silence_costs_more() -> None:
     costly = profile(ac=1e-12, neuron_update_active=1.0, neuron_update_inactive=1.0)
     result = break_even(spiking(0.1), 1e-9, costly)
