@@ -546,6 +546,19 @@ def test_the_anytime_curve_ends_at_what_was_spent_until_the_last_supervised_time
     assert len(line.get_xdata()) == last + 1 - onset
 
 
+def test_the_anytime_curve_counts_every_answer_once():
+    """Of two stimuli, the second has a label in one sample of four."""
+    twice = dvs.Presentation("01110222", dt=DT)
+    images = torch.rand(2, 4, FEATURES, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2, 3], [0, -1, -1, -1]])
+    got = dvs.compare({"analog": wrapped(analog())}, [(images, labels)], twice, progress=False)
+    run = got.runs["analog"][0]
+    (line,) = (x for x in got.plot()["anytime"].axes[0].lines if x.get_label() == "analog")
+    first, second = (slice(onset, onset + 3) for onset in twice.onsets)
+    right = run.correct_by_timestep[first] + run.correct_by_timestep[second]
+    assert line.get_ydata().tolist() == pytest.approx((100 * right / 5).tolist())
+
+
 HOSTILE = ["../../a/b", "$x_1^2$ & <b>|", "_hidden", "CON"]
 
 

@@ -140,6 +140,7 @@ def energy_over_time(runs: Sequence[Simulation], profile: HardwareProfile) -> li
 def anytime(runs: Sequence[Simulation], profile: HardwareProfile) -> list[tuple[float, float]]:
     """Energy since the onset and accuracy at each timestep after it, over onsets and runs.
 
+    The accuracy is the share of right answers of all, of whichever onset they are about.
     From an onset to its last supervised timestep, or to the next onset where it has none; of
     several onsets as far as the shortest goes. None where samples have presentations of their own,
     or nothing was kept by timestep.
@@ -157,14 +158,15 @@ def anytime(runs: Sequence[Simulation], profile: HardwareProfile) -> list[tuple[
         return []
     length = min(stop - start for start, stop in spans)
     energies: list[Tensor] = []
-    accuracies: list[Tensor] = []
+    right = asked = torch.zeros(length, dtype=torch.int64)
     for run in runs:
         spent = torch.tensor(energy_over_time([run], profile), dtype=torch.float64)
         spent = spent[-presentation.n_timesteps :]
         for start, _ in spans:
             energies.append(spent[start : start + length].cumsum(0))
-            accuracies.append(run.accuracy_by_timestep[start : start + length])
-    energy, accuracy = torch.stack(energies).mean(0), torch.stack(accuracies).mean(0)
+            right = right + run.correct_by_timestep[start : start + length]
+            asked = asked + run.counted_by_timestep[start : start + length]
+    energy, accuracy = torch.stack(energies).mean(0), right.double() / asked
     return list(zip(energy.tolist(), accuracy.tolist(), strict=True))
 
 
