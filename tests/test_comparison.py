@@ -559,6 +559,15 @@ def test_the_anytime_curve_counts_every_answer_once():
     assert line.get_ydata().tolist() == pytest.approx((100 * right / 5).tolist())
 
 
+def test_energies_without_any_label_are_compared(tmp_path):
+    images, _ = loader()[0]
+    unlabelled = [(images, torch.full((len(images),), -1))]
+    got = dvs.compare({"analog": wrapped(analog())}, unlabelled, P, progress=False)
+    assert got.rows()[0]["accuracy"] is None
+    got.save(tmp_path / "out")
+    assert (tmp_path / "out" / "energy.svg").is_file()
+
+
 HOSTILE = ["../../a/b", "$x_1^2$ & <b>|", "_hidden", "CON"]
 
 

@@ -120,7 +120,7 @@ def _over_time(
             "shown. No answer counts in the reaction window.",
         ),
     )
-    priced = {n: runs for n, runs in group.items() if not joules_of(runs[0], profile).lacks_synops}
+    priced = _priced(group, profile)
     if priced:
         note = priced_by(comparison, profile)
         figure = energy_and_accuracy_over_time(
@@ -155,14 +155,12 @@ def _by_energy(
             _source(profile),
         ),
     )
-    priced = {
-        name: runs
-        for name, runs in comparison.runs.items()
-        if not joules_of(runs[0], profile).lacks_synops
-    }
+    told = values(comparison)
+    priced = _priced(comparison.runs, profile)
+    # Without a label there is no accuracy to set the energy against.
+    priced = {n: runs for n, runs in priced.items() if told[n]["accuracy_last"] is not None}
     if not priced:
         return
-    told = values(comparison)
     energy = {name: _mean_sd(told[name][f"joules[{profile.name}]"]) for name in priced}
     accuracy = {name: _mean_sd(told[name]["accuracy_last"]) for name in priced}
     yield (
@@ -254,6 +252,17 @@ def _one_sample(
         ]
         caption = f"{model}: every spike of the first sample. {'; '.join(cut)}".strip()
         yield "raster", Drawn(figure, caption)
+
+
+def _priced(
+    runs: Mapping[str, Sequence[Simulation]], profile: HardwareProfile
+) -> dict[str, Sequence[Simulation]]:
+    """The models of which every run has all of its synaptic operations priced."""
+    return {
+        name: each
+        for name, each in runs.items()
+        if not any(joules_of(run, profile).lacks_synops for run in each)
+    }
 
 
 def _layer_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
