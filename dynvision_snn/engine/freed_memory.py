@@ -8,18 +8,44 @@ done, so the engine makes none where it can run in stretches.
 
 from __future__ import annotations
 
-import torch
+import ctypes
+import os
+import platform
+from functools import cache
 
-LARGEST_BLOCK = (1 << 25) - (1 << 16)
-"""Bytes of the largest block that glibc learns from: 32 MiB with what is needed to align it."""
+_MAPPED = 1 << 25
+_KEPT = 1 << 26
+
+LARGEST_BLOCK = _MAPPED - (1 << 16)
+"""Bytes of the largest block that is used again: 32 MiB with what is needed to align it."""
+
+# Numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+# By any of these glibc is told to learn nothing of its own.
+_SETTINGS = ("trim_threshold", "mmap_threshold", "top_pad", "mmap_max")
 
 
+@cache
 def keep_freed_memory() -> None:
     """Lets glibc keep up to 64 MiB of freed memory, as in any process that once freed 32 MiB.
 
-    It keeps twice the largest block that it has seen freed, up to this one (see mallopt(3),
-    ``M_MMAP_THRESHOLD``), so such a block is shown to it. Nothing is written there, so that it
-    takes no memory. Other allocators do with it what they like, and thresholds that the user has
-    set (``MALLOC_TRIM_THRESHOLD_``) stay.
+    Of itself it keeps twice the largest block that it has seen freed, but only of those that were
+    too large for the free memory that it had: a process with 32 MiB of it in one piece, as earlier
+    steps of another engine may leave behind, never learns. So it is told (mallopt(3), the largest
+    thresholds that every version of it takes). It is told once, and nothing where the user has set
+    one of them (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``); other allocators are left alone.
     """
-    torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
+    if platform.libc_ver()[0] != "glibc" or _is_set_by_user():
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED)
+    libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def _is_set_by_user() -> bool:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return any(
+        f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables
+        for name in _SETTINGS
+    )
