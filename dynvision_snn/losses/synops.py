@@ -23,6 +23,7 @@ from dynvision_snn.energy.survey import adapters_for, with_operations
 from dynvision_snn.energy.synapses import Operator, refusal
 from dynvision_snn.energy.updates import Updates
 from dynvision_snn.errors import LossError
+from dynvision_snn.losses.base import at_least_float32
 from dynvision_snn.losses.listening import ListeningLoss
 from dynvision_snn.observation import Observation
 
@@ -49,8 +50,7 @@ def events(values: Tensor) -> Tensor:
     >>> spikes.grad
     tensor([1., 1.])
     """
-    wide = values if values.dtype == torch.float64 else values.float()
-    counted: Tensor = _Events.apply(wide)
+    counted: Tensor = _Events.apply(at_least_float32(values))
     return counted
 
 
@@ -301,8 +301,9 @@ class SynopsLoss(ListeningLoss):
 
 @torch.no_grad()
 def _magnitudes(values: Tensor) -> tuple[Tensor, Tensor]:
-    size = values.detach().abs().flatten()
-    return torch.threshold(size.float(), 0.0, torch.inf).amin(), size.float().amax()
+    # Not narrower than the values: two that differ in float64 alone make a connection analog.
+    size = at_least_float32(values.detach().abs().flatten())
+    return torch.threshold(size, 0.0, torch.inf).amin(), size.amax()
 
 
 def _cost(

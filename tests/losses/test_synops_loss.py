@@ -69,10 +69,20 @@ def test_the_loss_is_the_meters_number(profile: Any) -> None:
     assert float(loss(None, None)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_two_magnitudes_in_double_precision_are_analog() -> None:
+    net = nn.Linear(3, 2).double()
+    loss = SynopsLoss(profile=CHIP, relative=False)
+    loss.register_hooks(net)
+    with EnergyMeter(net) as meter:
+        net(torch.tensor([[1.0, 1.0 + 1e-12, 0.0]], dtype=torch.float64))
+    assert float(loss(None, None)) == pytest.approx(4 * CHIP.mac)
+    assert float(meter.budget(dt=1.0).joules(CHIP)) == pytest.approx(4 * CHIP.mac)
+
+
 @pytest.mark.parametrize("profile", [None, CHIP])
 def test_relative_is_a_share_of_everything_active(profile: Any) -> None:
     relative = SynopsLoss("none", profile=profile)
-    net = nn.Sequential(nn.Linear(4, 3), leaky(threshold=-1.0, reset_mechanism="none"))
+    net = nn.Sequential(nn.Linear(4, 3), leaky(threshold=-99.0, reset_mechanism="none"))
     relative.register_hooks(net)
     run(net, torch.ones(T, B, 4))
     torch.testing.assert_close(relative(None, None).detach(), torch.ones(B))
