@@ -31,19 +31,24 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     """Which points are not beaten: none other has less energy and at least the accuracy, or more.
 
     Args:
-        points: energy and accuracy of each. NaN is beaten by anything.
+        points: energy and accuracy of each. NaN is beaten by anything. Those that differ by
+            rounding alone, as sums in another order do, are equal.
 
     >>> pareto_front([(1.0, 0.8), (2.0, 0.9), (3.0, 0.85), (1.0, 0.7)])
     [True, True, False, False]
     """
 
     def beaten(energy: float, accuracy: float) -> bool:
-        return any(
-            other_energy <= energy
-            and other_accuracy >= accuracy
-            and (other_energy, other_accuracy) != (energy, accuracy)
-            for other_energy, other_accuracy in points
-        )
+        for other_energy, other_accuracy in points:
+            as_cheap = math.isclose(other_energy, energy)
+            as_right = math.isclose(other_accuracy, accuracy)
+            if (
+                (as_cheap or other_energy < energy)
+                and (as_right or other_accuracy > accuracy)
+                and not (as_cheap and as_right)
+            ):
+                return True
+        return False
 
     return [
         not (math.isnan(energy) or math.isnan(accuracy)) and not beaten(energy, accuracy)

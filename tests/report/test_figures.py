@@ -168,6 +168,12 @@ def test_the_front_is_all_that_nothing_beats(points):
         assert front == (not better)
 
 
+def test_rounding_puts_nothing_on_the_front():
+    """0.1 + 0.2 is a little more than 0.3."""
+    assert pareto_front([(0.3, 0.5), (0.1 + 0.2, 0.7)]) == [False, True]
+    assert pareto_front([(1.0, 0.3), (2.0, 0.1 + 0.2)]) == [True, False]
+
+
 @pytest.mark.parametrize(
     ("values", "apart"),
     [([], False), ([1.0], False), ([1.0, 20.0], False), ([1.0, 21.0], True), ([0.0, 9.0], False)],
