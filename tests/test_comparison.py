@@ -19,7 +19,7 @@ import dynvision_snn as dvs
 from dynvision_snn.comparison import join, load, load_all, rebuild
 from dynvision_snn.comparison.saving import write_derived
 from dynvision_snn.decision import MembraneMargin, SoftmaxConfidence
-from dynvision_snn.errors import ComparisonError, EnergyError, OutputError
+from dynvision_snn.errors import ComparisonError, EnergyError, OutputError, WrapError
 from dynvision_snn.report.figure import model_styles
 from dynvision_snn.report.markup import latex_text, markdown_text
 from dynvision_snn.report.numbers import MeanSD
@@ -271,6 +271,11 @@ def test_shuffled_samples_with_presentations_of_their_own_are_refused():
         dvs.compare(models, shuffled, each, progress=False)
     dvs.compare(models, DataLoader(samples, batch_size=7), each, progress=False)
     dvs.compare(models, shuffled, P, progress=False)
+
+
+def test_a_model_that_is_not_wrapped_is_refused_as_a_whole():
+    with pytest.raises(WrapError, match="received a Sequential"):
+        dvs.compare({"bare": analog()}, loader(), P, progress=False)
 
 
 def test_a_name_without_a_model_is_refused():

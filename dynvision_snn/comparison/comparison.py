@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from dynvision_snn.comparison import drawing, saving, telling
 from dynvision_snn.comparison.differences import differences
 from dynvision_snn.decision import DecisionRule, SoftmaxConfidence
@@ -288,12 +290,13 @@ def compare(
 
     Raises:
         ComparisonError: if there is no model, or the loader gave the models different samples.
+        WrapError: for a model that is not wrapped.
     """
     runs: dict[str, list[Simulation]] = {}
     first: Simulation | None = None
     for title, given in models.items():
         runs[title] = []
-        for model in [given] if isinstance(given, TimedModel) else given:
+        for model in [given] if isinstance(given, nn.Module) else given:
             run = simulate(
                 model,
                 loader,
