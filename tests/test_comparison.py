@@ -481,6 +481,13 @@ def test_runs_of_one_name_are_pooled_when_asked(comparison):
         join({"a": comparison, "b": other}, pool=True)
 
 
+def test_what_was_joined_before_is_not_taken_for_further_runs(comparison):
+    once = join({"a": comparison, "b": comparison})
+    assert "analog (b)" in once.runs
+    with pytest.raises(ComparisonError, match=r"two models would be called '\w+ \(a\)'"):
+        join({"once": once, "a": comparison, "b": comparison})
+
+
 def test_profiles_that_differ_between_files_are_said_or_refused(comparison):
     run = {"m": comparison.runs["analog"]}
     ours, theirs = (

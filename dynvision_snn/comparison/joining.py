@@ -37,8 +37,8 @@ def join(
         name: what files are called by.
 
     Raises:
-        ComparisonError: if there is none, they share no profile, or pooled runs do not belong
-            together.
+        ComparisonError: if there is none, they share no profile, pooled runs do not belong
+            together, or two models would have one name.
     """
     if not comparisons:
         raise ComparisonError("there is nothing to join; expected at least one comparison.")
@@ -48,6 +48,11 @@ def join(
         for model, simulations in comparison.runs.items():
             apart = not pool and names.count(model) > 1
             called = f"{model} ({label})" if apart else model
+            if called in runs and not pool:
+                raise ComparisonError(
+                    f"two models would be called {called!r}: one of {label}, and one whose name it "
+                    "is already. Leave one out, or pool them if they are runs of one model."
+                )
             runs.setdefault(called, []).extend(simulations)
     remarks: list[str] = []
     if profiles is None:
