@@ -109,9 +109,10 @@ def _check_each_once(traced: Traced) -> None:
 def _check_returned(traced: Traced) -> None:
     for placeholder, value in pairs(traced.states, traced.returned):
         if placeholder.users and not isinstance(value, fx.Node):
-            raise Refusal("it returns another kind of state than it takes")
+            raise Refusal(_OF_ANOTHER_FORM)
 
 
+_OF_ANOTHER_FORM = "it returns another kind of state than it takes"
 _BACKWARDS = "a connection runs backwards in time"
 
 
@@ -206,15 +207,23 @@ def _reachable(start: fx.Node, later: Mapping[fx.Node, set[fx.Node]]) -> set[fx.
 
 
 def pairs(states: Any, returned: Any) -> list[tuple[fx.Node, Any]]:
-    """Every placeholder with what comes back to it."""
+    """Every placeholder with what comes back to it.
+
+    Raises:
+        Refusal: where that is of another form, as a cell's pair of states that is passed on whole.
+    """
     if isinstance(states, fx.Node):
         return [(states, returned)]
+    if not isinstance(states, dict | tuple | list):
+        return []
+    alike = isinstance(returned, dict if isinstance(states, dict) else tuple | list)
+    if not alike or len(returned) != len(states):
+        raise Refusal(_OF_ANOTHER_FORM)
     if isinstance(states, dict):
-        return [pair for key in states for pair in pairs(states[key], returned[key])]
-    if isinstance(states, tuple | list):
-        columns = zip(states, returned, strict=True)
-        return [pair for one, other in columns for pair in pairs(one, other)]
-    return []
+        columns = [(states[key], returned.get(key)) for key in states]
+    else:
+        columns = list(zip(states, returned, strict=True))
+    return [pair for one, other in columns for pair in pairs(one, other)]
 
 
 def _part(

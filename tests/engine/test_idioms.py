@@ -478,3 +478,24 @@ def test_a_neuron_that_tells_its_state_from_none_is_given_what_the_forward_gives
     step, layer = both(build)
     check_same(step, layer, (images(None), None))
     assert ("the first timestep as it is" in layer.explain()) == given
+
+
+class PassesOnWhole(nn.Module):
+    """``state = lstm(x, state)``: the cell's pair of states is never taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(64, 7), leaky(init_hidden=True)
+        self.lstm, self.fc2 = nn.LSTMCell(7, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        state = self.lstm(self.lif1(self.fc1(x.flatten(1))), state)
+        return self.fc2(state[0]), state
+
+
+def test_a_pair_of_states_that_is_passed_on_whole_is_run_step_by_step() -> None:
+    step, auto = both(PassesOnWhole, engine="auto", readout="")
+    runs = [model(images(None)).membrane for model in (step, auto)]
+    assert torch.equal(*runs)
+    with pytest.raises(WrapError, match="returns another kind of state than it takes"):
+        both(PassesOnWhole, readout="")[1](images(None))
