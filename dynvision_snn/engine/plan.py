@@ -133,10 +133,10 @@ def _components(traced: Traced, stepping: str) -> list[list[fx.Node]]:
         if isinstance(value, fx.Node):
             later[value].add(placeholder)
     if stepping == "step":
-        random = _random(traced, nodes)
-        # All of them draw at a timestep before any does at the next.
-        for one, other in zip(random, [*random[1:], *random[:1]], strict=True):
-            later[one].add(other)
+        for turns in (_random(traced, nodes), *_repeated(traced, nodes)):
+            # All of them act at a timestep before any does at the next.
+            for one, other in zip(turns, [*turns[1:], *turns[:1]], strict=True):
+                later[one].add(other)
     reach = {node: _reachable(node, later) for node in nodes}
     placed: set[fx.Node] = set()
     components = []
@@ -152,6 +152,19 @@ def _components(traced: Traced, stepping: str) -> list[list[fx.Node]]:
 
 def _random(traced: Traced, nodes: Iterable[fx.Node]) -> list[fx.Node]:
     return [node for node in nodes if is_random(node, traced.acting(node))]
+
+
+def _repeated(traced: Traced, nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
+    """The calls of each module that is called several times in a timestep, and may remember them.
+
+    Batch normalisation in training does: its statistics are those of its calls in their order.
+    """
+    calls: dict[nn.Module, list[fx.Node]] = {}
+    for node in nodes:
+        module = traced.acting(node)
+        if module is not None and why_not_merged(traced, node, "step") is not None:
+            calls.setdefault(module, []).append(node)
+    return [each for each in calls.values() if len(each) > 1]
 
 
 def _chained(parts: Sequence[Part]) -> list[Part]:
@@ -253,6 +266,8 @@ def _part(
         return Part(_alone(stepping), nodes, name, reason)
     if len(_random(traced, component)) > 1:
         return Part("step", nodes, name, "they draw random numbers in turn, timestep by timestep")
+    if _repeated(traced, component):
+        return Part("step", nodes, name, "a module is called several times in a timestep, in turn")
     return Part("step", nodes, name, _BACKWARDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -302,6 +303,33 @@ def test_what_draws_random_numbers_in_turn_runs_by_step() -> None:
     explained = model.explain()
     assert "timestep by timestep         0, 1, 2: they draw random numbers in turn" in explained
     assert "one scan over time           3" in explained
+
+
+class NormalisesTwice(nn.Module):
+    """One batch normalisation before and behind a neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(FEATURES, HIDDEN), leaky(init_hidden=True)
+        self.norm = nn.BatchNorm1d(HIDDEN)
+        self.fc2, self.lif2 = nn.Linear(HIDDEN, CLASSES), leaky(init_hidden=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif2(self.fc2(self.norm(self.lif1(self.norm(self.fc1(x))))))
+
+
+def test_statistics_are_of_the_calls_in_their_order() -> None:
+    torch.manual_seed(0)
+    net = NormalisesTwice()
+    step, auto = (wrap(copy.deepcopy(net), dt=DT, engine=name) for name in ("step", "auto"))
+    for model in (step, auto):
+        model(1 + torch.randn(7, BATCH, FEATURES, generator=torch.Generator().manual_seed(1)))
+    for name, buffer in auto.net.norm.named_buffers():
+        torch.testing.assert_close(buffer, step.net.norm.get_buffer(name))
+    assert "norm, lif1, norm: a module is called several times" in auto.explain()
+    auto.eval()
+    auto(torch.randn(3, BATCH, FEATURES))
+    assert "several times" not in auto.explain()
 
 
 def test_feedback_runs_by_step_and_the_rest_by_layer() -> None:
