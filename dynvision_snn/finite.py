@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -69,7 +70,8 @@ def _extreme(name: str, what: str, values: Tensor, t0: int, dt: float | None) ->
 class FiniteCheck(Listener):
     """Stops a run at the first output or membrane that is not finite."""
 
-    hears_idle = True
+    hears_idle: ClassVar[bool] = True
+    hears_inputs: ClassVar[bool] = False
 
     def observe(self, observation: Observation) -> None:
         """Looks at one observation.
@@ -105,17 +107,24 @@ def check_inputs(steps: Iterable[Tensor], start: int, dt: float) -> None:
 
 
 def check_parameters(net: nn.Module) -> None:
-    """Refuses a net with a NaN among its parameters. Waits for the device.
+    """Refuses a net with a NaN among its parameters, or the statistics of a normalisation.
+
+    Waits for the device.
 
     Behind a spiking layer it would be told as a net that is silent, with the accuracy of one.
 
     Raises:
-        ObservationError: naming the parameter.
+        ObservationError: naming it.
     """
-    for name, parameter in net.named_parameters():
-        if not is_lazy(parameter) and bool(parameter.isnan().any()):
+    statistics = [
+        (name, value)
+        for name, value in net.named_buffers()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    ]
+    for name, value in (*net.named_parameters(), *statistics):
+        if not is_lazy(value) and bool(value.isnan().any()):
             raise ObservationError(
-                f"the parameter {name!r} holds NaN, which spiking layers hide: neurons fed "
+                f"{name!r} holds NaN, which spiking layers hide: neurons fed "
                 "with it are merely silent. Look for values in the data that are not finite, and "
                 "for a learning rate that is too high; wrap(..., check_finite=True) names the "
                 "first such value of a run."

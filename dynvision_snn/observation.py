@@ -120,17 +120,19 @@ class Observation(NamedTuple):
         module: the module that was called.
         layer: what the adapters know of it; None for a module that is no neuron layer.
         run, t0, t1: timesteps ``t0:t1`` of which run; negative ones are idle.
-        inputs: ``[t1 - t0, B, *features]``, or None where the input is no tensor.
+        inputs: ``[t1 - t0, B, *features]``, or None where the input is no tensor, and where nobody
+            asks for it (`Listener.hears_inputs`).
         output: ``[t1 - t0, B, *units]``: spikes of a spiking layer; None where it is no tensor.
         membrane: ``[t1 - t0, B, *units]``, or None where this call does not show it.
         state: further state variables of a neuron layer, same layout.
         presynaptic: what each of the layer's inner synapses received, same layout; None stands for
             silence. Only where the listener `hears_synapses`.
-        activity: ``sum |output|`` of each sample over these timesteps and all units, ``[B]``, where
-            what made the output summed it, too, and takes its gradient without a tensor of the
-            output's size. Only where the listener `hears_activity`.
         recomputed: whether activation checkpointing ran the layer again during backward. A listener
             must then do what it did the first time and drop the result.
+        activity: ``sum |output|`` of each sample over these timesteps and all units, ``[B]``, where
+            what made the output summed it, too, and takes its gradient without a tensor of the
+            output's size. Only where the listener `hears_activity`. Who replaces the output
+            replaces it, too.
     """
 
     name: str
@@ -199,13 +201,19 @@ class Listener(ABC):
         hears_synapses: whether observations carry what the inner synapses received.
         hears_membranes: whether it reads membranes and further state. They are left out where it
             does not, and an engine need not keep them at every timestep where nobody does.
+        hears_inputs: whether it reads inputs; an engine need not lay them out where it does not.
         hears_activity: whether it makes use of `Observation.activity`.
     """
 
     hears_idle: ClassVar[bool] = False
     hears_synapses: ClassVar[bool] = False
     hears_membranes: ClassVar[bool] = True
-    hears_activity: bool = False
+    hears_inputs: ClassVar[bool] = True
+
+    @property
+    def hears_activity(self) -> bool:
+        """See above."""
+        return False
 
     @abstractmethod
     def observe(self, observation: Observation) -> None:

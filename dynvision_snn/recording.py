@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -215,6 +215,8 @@ def _shape(values: Tensor | None) -> str | None:
 
 class Recorder(Listener):
     """Keeps what the watched layers yield, timestep by timestep."""
+
+    hears_inputs: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._observed: dict[str, list[Observation]] = {}

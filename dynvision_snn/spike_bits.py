@@ -64,11 +64,15 @@ def note_spikes(spikes: Tensor, value: Tensor) -> None:
         keeper.note(spikes, value)
 
 
-def note_moved(moved: Tensor, *sources: Tensor) -> None:
-    """All numbers of `moved` are 0 or among those of `sources`, as in a copy in another order."""
+def note_moved(moved: Tensor, source: Tensor, *others: Tensor) -> None:
+    """All numbers of `moved` are 0 or among those of the others, as in a copy in another order.
+
+    Where several are joined, their spikes must be known to be worth the same: those of one scan
+    are, and on a CPU those of several that are.
+    """
     keeper = _packing()
     if isinstance(keeper, _Keeper):
-        keeper.note_moved(moved, sources)
+        keeper.note_moved(moved, (source, *others))
 
 
 def hooked_by_others() -> bool:
@@ -148,7 +152,7 @@ class _Keeper:
         if any(other is None or not _same(first.value, other.value) for other in others):
             return
         if moved.untyped_storage().nbytes() == moved.numel() * moved.element_size():
-            self.note(moved, first.value)
+            self._noted[_memory(moved)] = _Spikes(first.value, moved._version)
 
     def __call__(self, tensor: Tensor) -> _AsBits | _AsItIs:
         """The form of a tensor that is saved."""

@@ -153,11 +153,24 @@ def test_data_that_is_nan_does_not_train_a_silent_net():
     assert model(images, presentation).membrane.isfinite().all()
     criterion = build_criterion(["cross_entropy_loss"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ObservationError, match=r"parameter '0\.weight' holds NaN"):
+    with pytest.raises(ObservationError, match=r"'0\.weight' holds NaN"):
         fit(model, [(images, labels)], presentation, criterion, optimizer, epochs=1)
     # The data is mended, the net is not.
-    with pytest.raises(ObservationError, match=r"parameter '0\.weight' holds NaN"):
+    with pytest.raises(ObservationError, match=r"'0\.weight' holds NaN"):
         simulate(model, [(inputs()[0], labels)], presentation)
+
+
+def test_statistics_that_are_nan_do_not_make_a_silent_net():
+    """A frozen layer stays as it is; what normalises it does not."""
+    images, presentation = inputs()[0], Presentation("0111", dt=DT)
+    images[0, 0] = math.nan
+    model = wrap(nn.Sequential(nn.BatchNorm1d(FEATURES), *spoiled()), dt=DT).train()
+    model.net[2] = nn.Identity()
+    with torch.no_grad():
+        model(images, presentation)
+    data = [(inputs()[0], torch.zeros(B, dtype=torch.int64))]
+    with pytest.raises(ObservationError, match=r"'0\.running_mean' holds NaN"):
+        simulate(model, data, presentation)
 
 
 def test_whole_numbers_are_finite():

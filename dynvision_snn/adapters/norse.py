@@ -124,8 +124,8 @@ class NorseAdapter(Adapter):
         if not row_of(module, TABLE).sequence:
             return before
         inputs, earlier = before
-        spikes = reading.output.detach()
-        earlier = torch.zeros_like(spikes[0]) if earlier is None else earlier.detach()
+        spikes = reading.output
+        earlier = torch.zeros_like(spikes[0]) if earlier is None else earlier
         if earlier.ndim < spikes.ndim:
             earlier = padded(earlier.unsqueeze(0), delay_steps(module))
         return (inputs, torch.cat([earlier, spikes])[: spikes.shape[0]])

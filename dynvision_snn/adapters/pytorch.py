@@ -143,7 +143,6 @@ class TorchAdapter(Adapter):
             return (None,) * len(self.synapses(module))
         return ()
 
-    @torch.no_grad()
     def presynaptic_sequence(
         self, module: nn.Module, before: tuple[Tensor | None, ...], call: Call, reading: Reading
     ) -> tuple[Tensor | None, ...]:
@@ -273,7 +272,7 @@ def _layer_outputs(module: nn.RNNBase, inputs: Tensor, initial: Any, last: Tenso
             module.bias,
             1,  # layers
             0.0,  # dropout
-            False,  # training
+            torch.is_grad_enabled(),  # training, without which cuDNN has no way back
             module.bidirectional,
             module.batch_first,
         )[0]

@@ -100,14 +100,19 @@ class Audience:
         wanted = set()
         if any(listener.hears_membranes for listener in listeners) and _shows_membrane(layer):
             wanted |= {"membrane", "current"}
-        if any(listener.hears_activity for listener in listeners):
+        # Of a part of these timesteps, or of some samples' alone, the sum would say nothing.
+        whole = self.t0 >= 0 and self.run.active is None
+        if whole and any(listener.hears_activity for listener in listeners):
             wanted |= {"activity"}
         return wanted
 
     def tell(self, module: nn.Module, before: Timed, after: Timed) -> None:
         """Tells what a module made of its input."""
         for attachment, item in self.watching(module):
-            attachment.tell(self._observation(item, before.over_time(), after.over_time()))
+            listener = attachment.listener
+            if listener is not None:
+                shown = before.over_time() if listener.hears_inputs else None
+                attachment.tell(self._observation(item, shown, after.over_time()))
 
     def tell_scanned(
         self, layer: Layer, inputs: Timed, ran: Scanned, start: Mapping[str, Any]
@@ -117,20 +122,23 @@ class Audience:
         if not watching:
             return
         shows = _shows_membrane(layer)
-        shown = inputs.over_time()
+        shown: Tensor | None = None
         received: tuple[Tensor | None, ...] | None = None
         for attachment, item in watching:
             listener = attachment.listener
             if listener is None:
                 continue
+            if shown is None and (listener.hears_inputs or listener.hears_synapses):
+                shown = inputs.over_time()
             presynaptic: tuple[Tensor | None, ...] = ()
             if listener.hears_synapses:
                 if received is None:
+                    assert shown is not None
                     received = _presynaptic_of(layer, shown, ran, start)
                 presynaptic = received
             observation = self._observation(
                 item,
-                shown,
+                shown if listener.hears_inputs else None,
                 ran.output,
                 ran.membrane if shows or ran.spikes is None else None,
                 {} if ran.current is None or not shows else {"current": ran.current},
@@ -142,7 +150,7 @@ class Audience:
     def _observation(
         self,
         item: Watched,
-        inputs: Tensor,
+        inputs: Tensor | None,
         output: Tensor,
         membrane: Tensor | None = None,
         state: Mapping[str, Tensor] | None = None,
@@ -192,7 +200,8 @@ def _presynaptic_of(
 
 def _of_the_timestep_before(spikes: Tensor, first: Tensor | None) -> Tensor:
     if first is None:
-        first = torch.zeros_like(spikes[0])
+        # With the sign that silence has where a spike is worth less than 0, as bits give it back.
+        first = 0 * spikes[0].detach()
         note_moved(first, spikes)
     received = torch.cat([first.expand_as(spikes[:1]), spikes[:-1]])
     note_moved(received, spikes, first)

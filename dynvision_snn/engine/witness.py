@@ -261,7 +261,7 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
             for buffer, value in buffers:
                 # What was not written stays so: a graph of the user's may have saved it.
                 # (Versions would not tell: batch normalisation writes without one.)
-                if not torch.equal(buffer, value):
+                if not torch.equal(buffer.nan_to_num(), value.nan_to_num()):
                     buffer.copy_(value)
 
 

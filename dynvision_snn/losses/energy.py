@@ -162,6 +162,12 @@ class EnergyLoss(ListeningLoss):
     """
 
     hears_membranes: ClassVar[bool] = False
+    hears_inputs: ClassVar[bool] = False
+
+    @property
+    def hears_activity(self) -> bool:
+        """Whether the sum that a scan has made of its spikes is the norm."""
+        return self.p == 1
 
     p: float
     monitor: Monitor | None
@@ -185,7 +191,6 @@ class EnergyLoss(ListeningLoss):
                 "such as 1 or 2."
             )
         self.p = float(p)
-        self.hears_activity = p == 1
         self.monitor = monitor
         self._adapters = tuple(adapters)
 

@@ -107,6 +107,20 @@ CASES: Mapping[str, Case] = {
     },
     "Leaky-clamped": _snn(lambda: snn.Leaky(1.2, learn_beta=True)),
     "Leaky-surrogate-disabled": _snn(lambda: snn.Leaky(0.9, surrogate_disable=True)),
+    "Leaky-surrogate-disabled-graded": _snn(
+        lambda: snn.Leaky(
+            0.9,
+            surrogate_disable=True,
+            learn_graded_spikes_factor=True,
+            graded_spikes_factor=1.5,
+        )
+    ),
+    "Leaky-worth-below-0": _snn(
+        lambda: snn.Leaky(0.9, learn_graded_spikes_factor=True, graded_spikes_factor=-0.7)
+    ),
+    "Leaky-worth-otherwise-by-unit": _snn(
+        lambda: snn.Leaky(0.9, graded_spikes_factor=torch.linspace(-1, 1, UNITS))
+    ),
     **{
         f"Synaptic-{reset}-{delay}": _snn(
             lambda reset=reset, delay=delay: snn.Synaptic(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import norse.torch as norse
 import pytest
@@ -88,20 +89,102 @@ def test_the_gradient_of_a_listening_loss_is_that_of_the_step_engine(
         torch.testing.assert_close(grad, theirs[key], rtol=0, atol=1e-4 * scale, msg=key)
 
 
-class Hearing(Listener):
-    """Keeps what it is told, and whether it is told activities."""
+@pytest.mark.parametrize("engine", ["step", "layer"])
+def test_padding_is_no_activity(engine: str) -> None:
+    """Samples of different lengths, against each by itself."""
+    torch.manual_seed(0)
+    model = dvs.wrap(recurrent(linear_features=9), dt=1.0, engine=engine)
+    energy = EnergyLoss(reduction="none")
+    energy.register_hooks(model)
+    images = 4 * torch.rand(3, 6)
+    shown = [dvs.Presentation("0111", dt=1.0, n_timesteps=n) for n in (4, 9, 6)]
+    model(images, dvs.PresentationBatch(shown))
+    found = energy.compute_loss()
+    for k, presentation in enumerate(shown):
+        model(images[k : k + 1], presentation)
+        torch.testing.assert_close(found[k : k + 1], energy.compute_loss())
 
-    def __init__(self, *, hears_activity: bool) -> None:
-        self.hears_activity = hears_activity
+
+@pytest.mark.parametrize("engine", ["step", "layer"])
+def test_the_norm_may_be_chosen_later(engine: str) -> None:
+    values = []
+    for p in (1, 2):
+        torch.manual_seed(0)
+        model = dvs.wrap(recurrent(linear_features=9), dt=1.0, engine=engine)
+        energy = EnergyLoss(p=p)
+        energy.register_hooks(model)
+        energy.p = 2.0
+        model(4 * torch.rand(7, 5, 6))
+        values.append(energy(None, None))
+    assert torch.equal(*values)
+
+
+SEQUENCES = {
+    "RNN": (lambda: nn.RNN(6, 9), lambda: nn.RNNCell(6, 9)),
+    "GRU": (lambda: nn.GRU(6, 9), lambda: nn.GRUCell(6, 9)),
+    "LSTM": (lambda: nn.LSTM(6, 9), lambda: nn.LSTMCell(6, 9)),
+    "LSTM of two layers": (
+        lambda: nn.LSTM(6, 9, num_layers=2),
+        lambda: nn.ModuleList([nn.LSTMCell(6, 9), nn.LSTMCell(9, 9)]),
+    ),
+    "LIFRecurrent": (
+        lambda: norse.LIFRecurrent(6, 9, dt=0.001),
+        lambda: norse.LIFRecurrentCell(6, 9, dt=0.001),
+    ),
+}
+
+
+def stepped(cells: nn.Module, inputs: Tensor) -> None:
+    layers = cells if isinstance(cells, nn.ModuleList) else [cells]
+    states = [None] * len(layers)
+    for x in inputs:
+        for k, cell in enumerate(layers):
+            returned = cell(x) if states[k] is None else cell(x, states[k])
+            of_norse = isinstance(cell, norse.LIFRecurrentCell)
+            states[k] = returned[1] if of_norse else returned
+            x = returned[0] if isinstance(returned, tuple) else returned
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_layer_of_whole_sequences_has_the_gradient_of_its_cells(name: str) -> None:
+    sequence, cells = (build() for build in SEQUENCES[name])
+    for mine, other in zip(sequence.parameters(), cells.parameters(), strict=True):
+        mine.data.copy_(other.data)
+    inputs = 4 * torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(0))
+    values = []
+    for net in (sequence, cells):
+        loss = SynopsLoss(relative=False)
+        loss.register_hooks(net, sequence=net is sequence)
+        net(inputs) if net is sequence else stepped(net, inputs)
+        values.append(loss(None, None))
+        values[-1].backward()
+        loss.remove_hooks()
+    torch.testing.assert_close(*values)
+    for mine, other in zip(sequence.parameters(), cells.parameters(), strict=True):
+        assert other.grad is not None or mine.grad is None
+        if other.grad is not None:
+            assert other.grad.any()
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+class Told(Listener):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
         self.told: list[Observation] = []
 
     def observe(self, observation: Observation) -> None:
         self.told.append(observation)
 
 
+class Hearing(Told):
+    hears_activity = True
+    hears_inputs: ClassVar[bool] = False
+
+
 def test_who_hears_activities_is_told_those_of_whole_observations_of_spikes() -> None:
     model = dvs.wrap(recurrent(linear_features=9), dt=1.0, engine="layer")
-    listeners = [Hearing(hears_activity=hears) for hears in (True, False)]
+    listeners = [Hearing(), Told()]
     modules = [item for item in watchable(model) if item.name]
     attachments = [Attachment(model, listener, modules) for listener in listeners]
     model(4 * torch.rand(7, 5, 6))
@@ -114,5 +197,7 @@ def test_who_hears_activities_is_told_those_of_whole_observations_of_spikes() ->
         assert told.part(2, 5).activity is None
     assert all(told.activity is None for told in heard if told.layer is None)
     assert all(told.activity is None for told in other)
+    assert all(told.inputs is None for told in heard)
+    assert all(told.inputs is not None for told in other)
     for attachment in attachments:
         attachment.close()

@@ -147,6 +147,22 @@ def test_the_activity_is_the_sum_of_the_spikes_of_each_sample(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_activity_is_summed_in_float32_at_least(dtype: torch.dtype) -> None:
+    spec = CASES["Leaky-atan"].spec(CASES["Leaky-atan"].make())
+    inputs = torch.full((3000, 2, 3), 9.0, dtype=dtype)
+    ran = scan(spec, inputs, keep=("spikes", "activity"), backend_name="torch")
+    assert ran.activity.tolist() == [float(ran.spikes[:, k].count_nonzero()) for k in (0, 1)]
+    assert float(ran.activity.min()) > 4000
+
+
+def test_a_batch_of_nothing_has_no_activity(name: str) -> None:
+    case = CASES["Leaky-atan"]
+    inputs = torch.zeros(3, 0, UNITS)
+    ran = scan(case.spec(case.make()), inputs, keep=("spikes", "activity"), backend_name=name)
+    assert ran.activity.shape == (0,)
+
+
 @pytest.mark.parametrize("kept", ["spikes", "membrane"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_an_input_shown_often_is_computed_once(case: Case, name: str, kept: str) -> None:

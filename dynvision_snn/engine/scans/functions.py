@@ -67,11 +67,12 @@ class Plan:
         activity: Tensor | None,
         parameters: Sequence[Tensor],
     ) -> None:
-        """Spikes without a surrogate have no gradient, as in their library."""
+        """Spikes without a surrogate have no gradient but that of what they are worth."""
         if spikes is None:
             return
-        note_spikes(spikes, parameters[SPIKE_VALUE])
-        if self.rule.surrogate.kind is SurrogateKind.NONE:
+        value = parameters[SPIKE_VALUE]
+        note_spikes(spikes, value)
+        if self.rule.surrogate.kind is SurrogateKind.NONE and not value.requires_grad:
             ctx.mark_non_differentiable(*(v for v in (spikes, activity) if v is not None))
 
     def outputs(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -82,14 +83,17 @@ class Plan:
         return spikes, membrane, current
 
     def emitted(self, x: Tensor) -> Tensor | None:
-        """Memory for what each lane emits, where the activity is wanted."""
-        return x.new_zeros(self.shape.numel()) if self.activity else None
+        """Memory for what each lane emits, where the activity is wanted; float32 at least."""
+        if not self.activity:
+            return None
+        return x.new_zeros(self.shape.numel(), dtype=torch.promote_types(x.dtype, torch.float32))
 
     def activity_of(self, emitted: Tensor | None) -> Tensor | None:
-        """The sum of each sample's lanes, exact."""
+        """The sum of each sample's lanes."""
         if emitted is None:
             return None
-        return emitted.view(self.shape[0], -1).sum(1, dtype=torch.float64).to(emitted.dtype)
+        lanes = emitted.view(self.shape[0], self.shape[1:].numel())
+        return lanes.sum(1, dtype=torch.float64).to(emitted.dtype)
 
     def given(self, grads: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Given:
         """The gradients of the first four outputs; that of a sample's activity is every lane's."""
@@ -97,7 +101,8 @@ class Plan:
         spikes, membrane, current = (None if g is None else g.contiguous() for g in over_time)
         if emitted is not None:
             lanes = emitted.view(-1, 1).expand(len(emitted), self.shape[1:].numel())
-            emitted = lanes.reshape(-1) * parameters[SPIKE_VALUE].sign()
+            sign = parameters[SPIKE_VALUE].sign()
+            emitted = lanes.reshape(-1).to(sign.dtype) * sign
         return Given(spikes, membrane, current, emitted)
 
 

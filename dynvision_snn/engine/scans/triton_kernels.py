@@ -135,7 +135,8 @@ def forward(
         s = _fired(v, threshold)
         if HAS[1]:
             tl.store(spikes + at, s * value, mask=inside)
-            emitted = emitted + tl.abs(s * value)
+            if HAS[5]:
+                emitted = emitted + tl.abs(s * value)
         if HAS[2]:
             tl.store(before + at, v, mask=inside)
         if AFTER == 1:
