@@ -86,7 +86,7 @@ def test_whole_sequences_receive_their_inputs_and_their_past(case: Case) -> None
     output = over_time(case, seen).output
     for name, value in received_over_time(case, module, seen).items():
         assert torch.equal(value, later(output) if name == "recurrent" else inputs), name
-        assert not value.requires_grad
+        assert value.requires_grad == (output if name == "recurrent" else inputs).requires_grad
 
 
 def test_a_whole_sequence_starts_from_the_spikes_of_the_state_it_is_passed() -> None:
@@ -176,10 +176,23 @@ def test_every_layer_and_direction_of_torch(case: Case, from_zero: bool) -> None
     read = seen[0].reading.output
     assert torch.allclose(read.transpose(0, 1) if case.time_axis else read, output, atol=1e-6)
     assert found.keys() == expected.keys()
+    weights = list(module.parameters())
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=1e-6), name
         assert torch.equal(found[name] == 0, value == 0), name
-        assert not found[name].requires_grad
+        assert found[name].requires_grad == value.requires_grad, name
+        if value.requires_grad:
+            shares = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+            mine, theirs = (
+                torch.autograd.grad(
+                    (v * shares).sum(), weights, retain_graph=True, allow_unused=True
+                )
+                for v in (found[name], value)
+            )
+            for one, other in zip(mine, theirs, strict=True):
+                assert (one is None or not one.any()) == (other is None or not other.any())
+                if one is not None and other is not None:
+                    assert torch.allclose(one, other, atol=1e-5), name
 
 
 @pytest.mark.parametrize("case", [c for c in TORCH_RECURRENT if c.sequence], ids=case_name)
