@@ -14,10 +14,13 @@ import platform
 from functools import cache
 
 _MAPPED = 1 << 25
-_KEPT = 1 << 26
+_KEPT = 1 << 28
 
 LARGEST_BLOCK = _MAPPED - (1 << 16)
-"""Bytes of the largest block that is used again: 32 MiB with what is needed to align it."""
+"""Bytes of the largest block that is used again: 32 MiB with what is needed to align it.
+
+That is the largest that every version of glibc can be told to keep in its heap.
+"""
 
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -28,13 +31,13 @@ _SETTINGS = ("trim_threshold", "mmap_threshold", "top_pad", "mmap_max")
 
 @cache
 def keep_freed_memory() -> None:
-    """Lets glibc keep up to 64 MiB of freed memory, as in any process that once freed 32 MiB.
+    """Lets glibc keep up to 256 MiB of freed memory, and blocks of up to 32 MiB in its heap.
 
-    Of itself it keeps twice the largest block that it has seen freed, but only of those that were
-    too large for the free memory that it had: a process with 32 MiB of it in one piece, as earlier
-    steps of another engine may leave behind, never learns. So it is told (mallopt(3), the largest
-    thresholds that every version of it takes). It is told once, and nothing where the user has set
-    one of them (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``); other allocators are left alone.
+    Of itself it keeps twice the largest block that it has seen freed, 64 MiB at most, and learns
+    only of blocks that were too large for the free memory that it had: a process with 32 MiB of it
+    in one piece, as steps of another engine leave behind, never does. So it is told (mallopt(3)).
+    It is told once, and nothing where the user has set any threshold (``MALLOC_TRIM_THRESHOLD_``,
+    ``GLIBC_TUNABLES``); other allocators are left alone.
     """
     if platform.libc_ver()[0] != "glibc" or _is_set_by_user():
         return

@@ -15,7 +15,7 @@ from dynvision_snn.engine.freed_memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(1 << 20) for _ in range(6)]
+    blocks = [torch.ones(1 << 20) for _ in range(40)]
     del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of gl
 
 
 def pages_asked_for(n_small: int = 0, **settings: str) -> float:
-    """In the usual step after `keep_freed_memory`, as a share of the pages of its blocks.
+    """In the usual step of 160 MiB after `keep_freed_memory`, as a share of its pages.
 
     Args:
         n_small: freed blocks of 64 KiB that are there in one piece when it is called.
@@ -52,7 +52,7 @@ def pages_asked_for(n_small: int = 0, **settings: str) -> float:
         text=True,
         env=env,
     )
-    return float(found.stdout) / (6 * 4 * 2**20 // os.sysconf("SC_PAGESIZE"))
+    return float(found.stdout) / (40 * 4 * 2**20 // os.sysconf("SC_PAGESIZE"))
 
 
 # With 40 MiB free in one piece glibc would take the block from there that it is to learn from.
