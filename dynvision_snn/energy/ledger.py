@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from dynvision_snn.energy.counting import (
 from dynvision_snn.energy.foldable import is_foldable, uses_batch_statistics
 from dynvision_snn.energy.layers import Series
 from dynvision_snn.energy.placing import place_calls
-from dynvision_snn.energy.rows import Row, Tallied, output_size
+from dynvision_snn.energy.rows import NEURONS, SYNAPSES, UNWANTED, Row, Tallied, output_size
 from dynvision_snn.energy.running import Kept, Onsets, RunSamples
 from dynvision_snn.energy.samples import WHOLE, SampleEnergy
 from dynvision_snn.energy.sums import Extent, OverTime, Spread
@@ -37,9 +36,6 @@ _PHASES = {
 }
 _UNKNOWN = "unknown"
 _ROWS = (*_PHASES.values(), _UNKNOWN)
-
-
-_NONE: Mapping[Series, Tensor] = MappingProxyType({})
 
 
 class _Kind(NamedTuple):
@@ -258,20 +254,20 @@ class Ledger:
         if not layer.is_stateful:
             return
         self._check_batch(observation, output.shape[1])
-        row = self._row(observation.name, observation.module, keeps_time=True)
+        row = self._row(observation.name, observation.module, NEURONS, keeps_time=True)
         outputs, row.neurons = Updates.of(observation, output)
         if layer.traits.role is Role.SPIKING:
             row.spiking_units = outputs.shape[2:].numel()
         output = observation.without_padding(outputs)
         self._last_output = Tallied.of(output)
         values = self._last_output.tally
-        active: dict[Series, Tensor] = {"neuron_updates_active": values.events}
-        by_sample: Mapping[Series, Tensor] = _NONE
-        own_phases = _has_own_phases(observation)
-        if self._per_sample or own_phases:
-            by_sample = {"neuron_updates_active": nonzero_per_sample(output)}
-        series = by_sample if own_phases else active
-        row.note(observation, self._ticks, series, by_sample, values, synaptic=False)
+        counts = values.seen
+        by_sample = UNWANTED
+        if self._per_sample or _has_own_phases(observation):
+            active = nonzero_per_sample(output)
+            by_sample = {"neuron_updates_active": active}
+            counts = active.unsqueeze(0) if _has_own_phases(observation) else counts
+        row.note(observation, self._ticks, counts, values.seen, by_sample)
 
     def _count_inner_synapses(self, observation: Observation) -> None:
         assert observation.layer is not None
@@ -282,7 +278,7 @@ class Ledger:
         inner = observation.layer.adapter.synapses(observation.module)
         for synapses, values in zip(inner, observation.presynaptic, strict=True):
             name = f"{observation.name}.{synapses.name}"
-            row = self._row(name, observation.module, synapses, keeps_time=True)
+            row = self._row(name, observation.module, inner=synapses, keeps_time=True)
             drives = neurons if synapses.drives is None else synapses.drives
             self._count_synapses(row, observation, synapses.operator, values, drives)
 
@@ -304,27 +300,23 @@ class Ledger:
         row.outputs = drives
         size = output_size(operator, observation.output)
         fan_out = row.fan_out(operator, values.shape[2:], values.device, size)
-        series: Mapping[Series, Tensor]
-        by_sample: Mapping[Series, Tensor] = _NONE
-        own_phases = _has_own_phases(observation)
-        if self._per_sample or own_phases:
-            by_sample = {"synops": synops_per_sample(values, fan_out)}
-        if own_phases:
-            series = {
-                **by_sample,
-                "synops_weighted": weighted_per_sample(values, fan_out),
-                "events": nonzero_per_sample(values),
-            }
-        else:
-            series = row.counted(seen.tally, fan_out)
-        row.note(observation, self._ticks, series, by_sample, seen.tally, synaptic=True)
+        counts = row.counted(seen.tally, fan_out)
+        by_sample = UNWANTED
+        if self._per_sample or _has_own_phases(observation):
+            plain = synops_per_sample(values, fan_out)
+            by_sample = {"synops": plain}
+            if _has_own_phases(observation):
+                weighted = weighted_per_sample(values, fan_out)
+                counts = torch.stack([plain, weighted, nonzero_per_sample(values)])
+        row.note(observation, self._ticks, counts, seen.tally.seen, by_sample)
 
     def _row(
         self,
         name: str,
         module: nn.Module,
-        inner: InnerSynapses | None = None,
+        series: tuple[Series, ...] = SYNAPSES,
         *,
+        inner: InnerSynapses | None = None,
         keeps_time: bool = False,
     ) -> Row:
         if name not in self._rows:
@@ -333,6 +325,7 @@ class Ledger:
             self._rows[name] = Row(
                 name,
                 kind,
+                series,
                 diagonal=diagonal,
                 keeps_time=keeps_time,
                 by_timestep=self._by_timestep,

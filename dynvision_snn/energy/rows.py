@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from dynvision_snn.energy.counting import Tally, synops, tally
+from dynvision_snn.energy.counting import Tally, tally, weighed
 from dynvision_snn.energy.layers import LayerCounts, Series
 from dynvision_snn.energy.sums import Spread, Sums, joined_on_one
 from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
@@ -54,13 +55,23 @@ class Tallied(NamedTuple):
         return cls(tally(values), StorageWeakRef(values.untyped_storage()), place)
 
 
+NEURONS: tuple[Series, ...] = ("neuron_updates_active", "neuron_updates")
+SYNAPSES: tuple[Series, ...] = ("synops", "synops_weighted", "events", "synops_dense")
+"""The series of a row: those that are counted, and last the one that follows from shapes alone."""
+
+UNWANTED: Mapping[Series, Tensor] = MappingProxyType({})
+"""No counts of each sample."""
+
+
 class Noted(NamedTuple):
     """One call.
 
     Attributes:
         t0, t1: its timesteps.
         tick: how often the whole model had been called before.
-        series: counts, ``[t1 - t0]`` each; ``[t1 - t0, B]`` where samples have their own phases.
+        counts: of the row's series, those that are counted, ``[series, t1 - t0]``;
+            ``[series, t1 - t0, B]`` where samples have their own phases; None in silence. Whatever
+            follows them is not looked at.
         by_sample: counts of each sample, ``[t1 - t0, B]``; empty unless they are wanted.
         dense: dense operations of a sample and timestep.
         seen: what was received, or emitted, as in a `Tally`; of it alone, for the rest of it has
@@ -70,7 +81,7 @@ class Noted(NamedTuple):
     t0: int
     t1: int
     tick: int
-    series: Mapping[Series, Tensor]
+    counts: Tensor | None
     by_sample: Mapping[Series, Tensor]
     dense: int
     seen: Tensor | None
@@ -98,6 +109,7 @@ class Row:
     Args:
         name: the row's name in the budget.
         kind: class name of the layer.
+        series: what it has, `NEURONS` or `SYNAPSES`.
         diagonal: whether its weights are one-to-one.
         keeps_time: whether it is called exactly once per timestep, as a layer with state is.
         by_timestep: whether its sums keep timesteps apart.
@@ -107,19 +119,20 @@ class Row:
         self,
         name: str,
         kind: str,
+        series: tuple[Series, ...] = SYNAPSES,
         *,
         diagonal: bool = False,
         keeps_time: bool = False,
         by_timestep: bool = True,
     ) -> None:
-        self.name, self.kind = name, kind
+        self.name, self.kind, self.series = name, kind, series
         self.keeps_time = keeps_time
         self.neurons = self.spiking_units = 0
         self.inputs = self.outputs = 0
         self.synapses: Tensor | None = None
         self.last: Tallied | None = None
-        self.last_counted: tuple[Tally, Tensor, Mapping[Series, Tensor]] | None = None
-        self.shown, self.idle = Sums(by_timestep), Sums(by_timestep)
+        self.last_counted: tuple[Tally, Tensor, Tensor] | None = None
+        self.shown, self.idle = (Sums(len(series), by_timestep) for _ in range(2))
         self.noted: list[Noted] = []
         self._diagonal = diagonal
         self._known_fan_out = FanOut(diagonal=diagonal)
@@ -156,48 +169,31 @@ class Row:
         self.dense_now = self._dense[shapes]
         return fan_out
 
-    def counted(self, values: Tally, fan_out: Tensor) -> Mapping[Series, Tensor]:
-        """The operations on `values`, worked out once for values that do not change."""
+    def counted(self, values: Tally, fan_out: Tensor) -> Tensor:
+        """What is counted of `values`, worked out once for values that do not change."""
         known = self.last_counted
         if known is not None and known[0] is values and known[1] is fan_out:
             return known[2]
-        plain, weighted = synops(values, fan_out)
-        series: dict[Series, Tensor] = {
-            "synops": plain,
-            "synops_weighted": weighted,
-            "events": values.events,
-        }
-        self.last_counted = (values, fan_out, series)
-        return series
+        counts = weighed(values, fan_out)
+        self.last_counted = (values, fan_out, counts)
+        return counts
 
     def note(
         self,
         observation: Observation,
         tick: int,
-        series: Mapping[Series, Tensor],
-        by_sample: Mapping[Series, Tensor],
-        values: Tally,
-        *,
-        synaptic: bool,
+        counts: Tensor | None,
+        seen: Tensor | None,
+        by_sample: Mapping[Series, Tensor] = UNWANTED,
     ) -> None:
         """Notes the counts of one call, and what it was counted from."""
-        dense = self.dense_now if synaptic else 0
-        self.noted.append(
-            Noted(
-                observation.t0,
-                observation.t1,
-                tick,
-                series,
-                by_sample,
-                dense,
-                values.seen,
-            )
-        )
+        t0, t1 = observation.t0, observation.t1
+        self.noted.append(Noted(t0, t1, tick, counts, by_sample, self.dense_now, seen))
 
     def note_silence(self, observation: Observation, tick: int, operator: Operator) -> None:
         """Notes a call in which the synapses received nothing; dense operations count still."""
-        dense = self.dense_of_silence(observation, operator)
-        self.noted.append(Noted(observation.t0, observation.t1, tick, {}, {}, dense, None))
+        self.dense_of_silence(observation, operator)
+        self.note(observation, tick, None, None)
 
     def dense_of_silence(self, observation: Observation, operator: Operator) -> int:
         """Dense operations of a sample and timestep at which the synapses received nothing.
@@ -244,7 +240,8 @@ class Row:
         """
         least = [float(part.least) for part in (self.shown, self.idle) if part.least is not None]
         most = [float(part.most) for part in (self.shown, self.idle) if part.most is not None]
-        series = {name: counted.of(phases, n_timesteps) for name, counted in sums.series.items()}
+        table = sums.total.of(phases, n_timesteps)
+        series: dict[Series, Tensor] = dict(zip(self.series, table.unbind(1), strict=True))
         if self.spiking_units and "neuron_updates_active" in series:
             series["spikes"] = series["neuron_updates_active"]
         return LayerCounts(
@@ -262,25 +259,15 @@ class Row:
         )
 
     def _add(self, sums: Sums, calls: Sequence[Noted], spread: Spread) -> None:
-        n_timesteps, present = spread.n_timesteps, spread.present
-        # Not a set, whose order differs from process to process, and with it the files of budgets.
-        names = dict.fromkeys(name for call in self.noted for name in call.series)
-        series = {
-            name: spread.of(
-                _over_time(
-                    [(call, call.series[name]) for call in calls if name in call.series],
-                    n_timesteps,
-                )
-            )
-            for name in names
-        }
-        if self.neurons:
-            series["neuron_updates"] = self._updates(calls, n_timesteps) * present
-        if self.synapses is not None:
-            series["synops_dense"] = self._dense_over_time(calls, n_timesteps) * present
-            for name in ("synops", "synops_weighted", "events"):
-                series.setdefault(name, torch.zeros_like(present))
-        sums.add(series, spread, [call.seen for call in calls if call.seen is not None])
+        n_timesteps = spread.n_timesteps
+        heard = [(call, call.counts) for call in calls if call.counts is not None]
+        if heard:
+            counted = _over_time(heard, n_timesteps, dim=1)[: len(self.series) - 1]
+        else:
+            counted = torch.zeros(len(self.series) - 1, n_timesteps, dtype=torch.float64)
+        known = self._updates if self.series is NEURONS else self._dense_over_time
+        seen = [call.seen for call in calls if call.seen is not None]
+        sums.add(counted, known(calls, n_timesteps), spread, seen)
 
     def _by_sample(
         self, calls: Sequence[Noted], n_timesteps: int, batch_size: int
@@ -318,16 +305,16 @@ class Row:
         return torch.tensor(dense, dtype=torch.float64)
 
 
-def _over_time(calls: Sequence[tuple[Noted, Tensor]], n_timesteps: int) -> Tensor:
-    """Counts of calls, ``[t1 - t0, ...]`` each, as float64 ``[T, ...]``.
+def _over_time(calls: Sequence[tuple[Noted, Tensor]], n_timesteps: int, dim: int = 0) -> Tensor:
+    """Counts of calls, ``t1 - t0`` along `dim`, as float64 of T along it.
 
     A timestep called twice holds the sum.
     """
-    if not calls:
-        return torch.zeros(n_timesteps, dtype=torch.float64)
-    joined = joined_on_one([counts for _, counts in calls])
+    joined = joined_on_one([counts for _, counts in calls], dim)
     steps = [t for call, _ in calls for t in range(call.t0, call.t1)]
     if steps == list(range(n_timesteps)):
         return joined
-    over_time = joined.new_zeros(n_timesteps, *joined.shape[1:])
-    return over_time.index_add_(0, torch.tensor(steps).to(joined.device, non_blocking=True), joined)
+    shape = list(joined.shape)
+    shape[dim] = n_timesteps
+    index = torch.tensor(steps).to(joined.device, non_blocking=True)
+    return joined.new_zeros(shape).index_add_(dim, index, joined)

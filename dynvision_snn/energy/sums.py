@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-
-from dynvision_snn.energy.layers import Series
 
 
 def joined_on_one(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -65,11 +63,15 @@ class Spread:
         return tuple(self.phases.flatten(1).any(1).nonzero().flatten().tolist())
 
     def of(self, counts: Tensor) -> Tensor:
-        """Counts of the batch ``[T]``, or of each sample ``[T, B]``, as ``[phases, T]``."""
-        phases = self.phases.to(counts.device, non_blocking=True)
-        if phases.ndim == 3 and counts.ndim == 2:
-            return (phases * counts).sum(2)
-        return phases * (counts if counts.ndim == 1 else counts.sum(1))
+        """Counts ``[series, T]``, or of each sample ``[series, T, B]``, by phase.
+
+        Returns:
+            ``[phases, series, T]``.
+        """
+        phases = self.phases.unsqueeze(1).to(counts.device, non_blocking=True)
+        if phases.ndim == 4:
+            return (phases * (counts if counts.ndim == 3 else counts.unsqueeze(2))).sum(3)
+        return phases * (counts if counts.ndim == 2 else counts.sum(2))
 
 
 class OverTime:
@@ -79,6 +81,7 @@ class OverTime:
 
     Args:
         by_timestep: whether timesteps are kept apart.
+        n_series: how many series are summed, side by side; one without an axis if None.
 
     >>> total = OverTime()
     >>> total.add(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), [0])
@@ -87,8 +90,9 @@ class OverTime:
     [[1.0, 2.0, 0.0], [0.0, 0.0, 5.0]]
     """
 
-    def __init__(self, by_timestep: bool = True) -> None:
+    def __init__(self, by_timestep: bool = True, n_series: int | None = None) -> None:
         self._by_timestep = by_timestep
+        self._side_by_side = () if n_series is None else (n_series,)
         self._rows: dict[int, Tensor] = {}
         self.n_timesteps = 0
 
@@ -98,62 +102,72 @@ class OverTime:
         return sorted(self._rows)
 
     def add(self, run: Tensor, phases: Sequence[int], start: int = 0) -> None:
-        """Adds ``[phases, T]``, zeros but for `phases`; the run begins at timestep `start`."""
+        """Adds ``[phases, (series,) T]``, zeros but for `phases`; it begins at `start`."""
         if not self._by_timestep:
-            run, start = run.sum(1, keepdim=True), 0
-        stop = start + run.shape[1]
+            run, start = run.sum(-1, keepdim=True), 0
+        stop = start + run.shape[-1]
         self.n_timesteps = max(self.n_timesteps, stop)
         for phase in phases:
             row = self._row(phase, stop, run)
-            row[start:stop] += run[phase].to(row.device)
+            row[..., start:stop] += run[phase].to(row.device)
 
     def of(self, phases: Sequence[int], n_timesteps: int | None = None) -> Tensor:
-        """A copy, ``[phases, T]``; T is that of the longest run unless it is said."""
+        """A copy, ``[phases, (series,) T]``; T is that of the longest run unless it is said."""
         length = self.n_timesteps if n_timesteps is None else n_timesteps
         device = next((row.device for row in self._rows.values()), None)
-        table = torch.zeros(len(phases), length, dtype=torch.float64, device=device)
+        shape = (len(phases), *self._side_by_side, length)
+        table = torch.zeros(shape, dtype=torch.float64, device=device)
         for place, phase in enumerate(phases):
             if phase in self._rows:
-                row = self._rows[phase][:length]
-                table[place, : len(row)] = row
+                row = self._rows[phase][..., :length]
+                table[place, ..., : row.shape[-1]] = row
         return table
 
     def _row(self, phase: int, stop: int, like: Tensor) -> Tensor:
         row = self._rows.get(phase)
-        if row is not None and len(row) >= stop:
+        if row is not None and row.shape[-1] >= stop:
             return row
-        known = 0 if row is None else len(row)
+        known = 0 if row is None else row.shape[-1]
         # Half as much again: a run in many pieces is not copied for each of them. And outside of
         # inference mode, so that it can be added to in a later run that is not in it.
         with torch.inference_mode(False):
-            longer = torch.zeros(max(stop, known * 3 // 2), dtype=torch.float64, device=like.device)
+            shape = (*self._side_by_side, max(stop, known * 3 // 2))
+            longer = torch.zeros(shape, dtype=torch.float64, device=like.device)
             if row is not None:
-                longer[:known] = row
+                longer[..., :known] = row
         self._rows[phase] = longer
         return longer
 
 
-@dataclass(slots=True)
 class Sums:
-    """Sums over runs, on the layer's device: series by phase and timestep, and what was received.
+    """Sums over runs, on the layer's device: its series, and what was received.
+
+    Args:
+        n_series: how many series the layer has.
+        by_timestep: whether timesteps are kept apart.
 
     Attributes:
-        by_timestep: whether timesteps are kept apart.
-        series: what was counted.
+        total: the series by phase and timestep.
         least, most: smallest nonzero and largest ``|x|`` received; None before anything was.
     """
 
-    by_timestep: bool = True
-    series: dict[Series, OverTime] = field(default_factory=dict)
-    least: Tensor | None = None
-    most: Tensor | None = None
+    def __init__(self, n_series: int, by_timestep: bool = True) -> None:
+        self.total = OverTime(by_timestep, n_series)
+        self.least: Tensor | None = None
+        self.most: Tensor | None = None
 
-    def add(self, series: Mapping[Series, Tensor], spread: Spread, seen: Sequence[Tensor]) -> None:
-        """Adds one run: series ``[phases, T]``, and what its calls saw (see `Tally`)."""
-        for name, counts in series.items():
-            if name not in self.series:
-                self.series[name] = OverTime(self.by_timestep)
-            self.series[name].add(counts, spread.occurring, spread.start)
+    def add(self, counted: Tensor, known: Tensor, spread: Spread, seen: Sequence[Tensor]) -> None:
+        """Adds one run.
+
+        Args:
+            counted: all series but the last, ``[series, T]`` or ``[series, T, B]``.
+            known: the last, of each sample, ``[T]``.
+            spread: how they are spread over phases.
+            seen: what its calls saw (see `Tally`).
+        """
+        by_phase = spread.of(counted)
+        last = (known * spread.present).unsqueeze(1).to(by_phase.device, non_blocking=True)
+        self.total.add(torch.cat([by_phase, last], 1), spread.occurring, spread.start)
         if seen:
             _, smallest, largest = joined_on_one(seen, dim=1)
             least, most = smallest.amin(), largest.amax()
