@@ -137,7 +137,7 @@ def _loaded() -> Any:
     return None if find_spec("numba") is None else import_module("dynvision_snn.energy.one_pass")
 
 
-def synops(values: Tally, fan_out: Tensor) -> Tensor:
+def synops(values: Tally, fan_out: Tensor) -> tuple[Tensor, Tensor]:
     """Synaptic operations and their ``|x|``-weighted sum, over the whole batch.
 
     ``sum over samples and units of 1[x != 0] * fan_out``, and the same with ``|x|``.
@@ -147,7 +147,7 @@ def synops(values: Tally, fan_out: Tensor) -> Tensor:
         fan_out: `synapses.fan_out` of one sample, ``[*units]``, float64.
 
     Returns:
-        Both, float64 ``[2, T]``. The first are exact integers up to 2**53.
+        Two float64 tensors, ``[T]``. The first is of exact integers up to 2**53.
 
     Raises:
         EnergyError: the tally and the fan-out are of different numbers of units.
@@ -155,28 +155,15 @@ def synops(values: Tally, fan_out: Tensor) -> Tensor:
     >>> synops(tally(torch.ones(1, 4, 3)), torch.full((3,), 5.0, dtype=torch.float64))[0]
     tensor([60.], dtype=torch.float64)
     """
-    return weighed(values, fan_out)[:2]
-
-
-def weighed(values: Tally, fan_out: Tensor) -> Tensor:
-    """`synops` of a tally, and its events: float64 ``[3, T]``.
-
-    Raises:
-        EnergyError: as `synops`.
-    """
-    nonzero, magnitude, seen = values
-    if nonzero.shape[1] != fan_out.numel():
+    nonzero, magnitude, _ = values
+    weights = fan_out.flatten()
+    if nonzero.shape[1] != weights.shape[0]:
         raise EnergyError(
             f"The values have {nonzero.shape[1]} units per sample, the fan-out is of "
             f"{list(fan_out.shape)}. Compute the fan-out for the shape of one sample."
         )
-    if nonzero.device.type == fan_out.device.type == "cpu" and "numba" in sys.modules:
-        on_cpu: Tensor = _loaded().weigh(nonzero, magnitude.double(), fan_out.contiguous(), seen)
-        return on_cpu
-    weights = fan_out.flatten()
     counted = nonzero.mv(weights)
-    weighted = counted if magnitude is nonzero else magnitude.double().mv(weights)
-    return torch.stack([counted, weighted, seen[0]])
+    return counted, counted if magnitude is nonzero else magnitude.double().mv(weights)
 
 
 def synops_per_sample(values: Tensor, fan_out: Tensor) -> Tensor:
@@ -240,7 +227,7 @@ def _as_in_memory(values: Tensor) -> Tensor:
 def _over_batch(values: Tensor) -> Tensor:
     """Sums ``[T, B, *units]`` over the batch: ``[T, units]``."""
     wide = torch.float64 if values.shape[1] > _FLOAT32_EXACT else values.dtype
-    return values.sum(1, dtype=wide).reshape(len(values), -1).contiguous()
+    return values.sum(1, dtype=wide).reshape(len(values), -1)
 
 
 def _float(values: Tensor) -> Tensor:

@@ -261,13 +261,13 @@ class Ledger:
         output = observation.without_padding(outputs)
         self._last_output = Tallied.of(output)
         values = self._last_output.tally
-        counts = values.seen
-        by_sample = UNWANTED
-        if self._per_sample or _has_own_phases(observation):
-            active = nonzero_per_sample(output)
-            by_sample = {"neuron_updates_active": active}
-            counts = active.unsqueeze(0) if _has_own_phases(observation) else counts
-        row.note(observation, self._ticks, counts, values.seen, by_sample)
+        active, by_sample = values.events, UNWANTED
+        own_phases = _has_own_phases(observation)
+        if self._per_sample or own_phases:
+            by_sample = {"neuron_updates_active": nonzero_per_sample(output)}
+        if own_phases:
+            active = by_sample["neuron_updates_active"]
+        row.note(observation, self._ticks, (active,), values.seen, by_sample)
 
     def _count_inner_synapses(self, observation: Observation) -> None:
         assert observation.layer is not None
@@ -300,14 +300,16 @@ class Ledger:
         row.outputs = drives
         size = output_size(operator, observation.output)
         fan_out = row.fan_out(operator, values.shape[2:], values.device, size)
-        counts = row.counted(seen.tally, fan_out)
         by_sample = UNWANTED
-        if self._per_sample or _has_own_phases(observation):
-            plain = synops_per_sample(values, fan_out)
-            by_sample = {"synops": plain}
-            if _has_own_phases(observation):
-                weighted = weighted_per_sample(values, fan_out)
-                counts = torch.stack([plain, weighted, nonzero_per_sample(values)])
+        own_phases = _has_own_phases(observation)
+        if self._per_sample or own_phases:
+            by_sample = {"synops": synops_per_sample(values, fan_out)}
+        counts: tuple[Tensor, ...]
+        if own_phases:
+            weighted = weighted_per_sample(values, fan_out)
+            counts = (by_sample["synops"], weighted, nonzero_per_sample(values))
+        else:
+            counts = row.counted(seen.tally, fan_out)
         row.note(observation, self._ticks, counts, seen.tally.seen, by_sample)
 
     def _row(

@@ -99,37 +99,6 @@ def count(values: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 @outer
-def _weigh(nonzero, magnitude, fan_out, seen, out):
-    """Writes operations, ``|x|``-weighted ones and events of ``[T, U]`` to `out`, ``[3, T]``."""
-    for t in range(nonzero.shape[0]):
-        plain = 0.0
-        weighted = 0.0
-        for u in range(fan_out.size):
-            plain += nonzero[t, u] * fan_out[u]
-            weighted += magnitude[t, u] * fan_out[u]
-        out[0, t] = plain
-        out[1, t] = weighted
-        out[2, t] = seen[0, t]
-
-
-def weigh(nonzero: Tensor, magnitude: Tensor, fan_out: Tensor, seen: Tensor) -> Tensor:
-    """Operations, weighted operations and events of each timestep, all float64 and on the CPU.
-
-    Args:
-        nonzero: nonzero values of the batch, ``[T, U]``, contiguous.
-        magnitude: the sum of their ``|x|``, likewise.
-        fan_out: of U units, contiguous.
-        seen: ``[3, T]``, the events first.
-
-    Returns:
-        ``[3, T]``.
-    """
-    out = np.empty((3, len(nonzero)))
-    _weigh(nonzero.numpy(), magnitude.numpy(), fan_out.numpy().ravel(), seen.numpy(), out)
-    return torch.from_numpy(out)
-
-
-@outer
 def _ones(bits, counts):
     """Adds the ones of uint32 ``[T, B, U]`` to `counts`, ``[B]``.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from dynvision_snn.energy.counting import Tally, tally, weighed
+from dynvision_snn.energy.counting import Tally, synops, tally
 from dynvision_snn.energy.layers import LayerCounts, Series
 from dynvision_snn.energy.sums import Spread, Sums, joined_on_one
 from dynvision_snn.energy.synapses import FanOut, Operator, dense_synops
@@ -69,9 +69,8 @@ class Noted(NamedTuple):
     Attributes:
         t0, t1: its timesteps.
         tick: how often the whole model had been called before.
-        counts: of the row's series, those that are counted, ``[series, t1 - t0]``;
-            ``[series, t1 - t0, B]`` where samples have their own phases; None in silence. Whatever
-            follows them is not looked at.
+        counts: of the row's series, those that are counted, ``[t1 - t0]`` each; ``[t1 - t0, B]``
+            where samples have their own phases; empty in silence.
         by_sample: counts of each sample, ``[t1 - t0, B]``; empty unless they are wanted.
         dense: dense operations of a sample and timestep.
         seen: what was received, or emitted, as in a `Tally`; of it alone, for the rest of it has
@@ -81,7 +80,7 @@ class Noted(NamedTuple):
     t0: int
     t1: int
     tick: int
-    counts: Tensor | None
+    counts: tuple[Tensor, ...]
     by_sample: Mapping[Series, Tensor]
     dense: int
     seen: Tensor | None
@@ -131,7 +130,7 @@ class Row:
         self.inputs = self.outputs = 0
         self.synapses: Tensor | None = None
         self.last: Tallied | None = None
-        self.last_counted: tuple[Tally, Tensor, Tensor] | None = None
+        self.last_counted: tuple[Tally, Tensor, tuple[Tensor, ...]] | None = None
         self.shown, self.idle = (Sums(len(series), by_timestep) for _ in range(2))
         self.noted: list[Noted] = []
         self._diagonal = diagonal
@@ -169,12 +168,12 @@ class Row:
         self.dense_now = self._dense[shapes]
         return fan_out
 
-    def counted(self, values: Tally, fan_out: Tensor) -> Tensor:
+    def counted(self, values: Tally, fan_out: Tensor) -> tuple[Tensor, ...]:
         """What is counted of `values`, worked out once for values that do not change."""
         known = self.last_counted
         if known is not None and known[0] is values and known[1] is fan_out:
             return known[2]
-        counts = weighed(values, fan_out)
+        counts = (*synops(values, fan_out), values.events)
         self.last_counted = (values, fan_out, counts)
         return counts
 
@@ -182,7 +181,7 @@ class Row:
         self,
         observation: Observation,
         tick: int,
-        counts: Tensor | None,
+        counts: tuple[Tensor, ...],
         seen: Tensor | None,
         by_sample: Mapping[Series, Tensor] = UNWANTED,
     ) -> None:
@@ -193,7 +192,7 @@ class Row:
     def note_silence(self, observation: Observation, tick: int, operator: Operator) -> None:
         """Notes a call in which the synapses received nothing; dense operations count still."""
         self.dense_of_silence(observation, operator)
-        self.note(observation, tick, None, None)
+        self.note(observation, tick, (), None)
 
     def dense_of_silence(self, observation: Observation, operator: Operator) -> int:
         """Dense operations of a sample and timestep at which the synapses received nothing.
@@ -260,11 +259,8 @@ class Row:
 
     def _add(self, sums: Sums, calls: Sequence[Noted], spread: Spread) -> None:
         n_timesteps = spread.n_timesteps
-        heard = [(call, call.counts) for call in calls if call.counts is not None]
-        if heard:
-            counted = _over_time(heard, n_timesteps, dim=1)[: len(self.series) - 1]
-        else:
-            counted = torch.zeros(len(self.series) - 1, n_timesteps, dtype=torch.float64)
+        heard = [(call, call.counts) for call in calls if call.counts]
+        counted = _over_time(heard, n_timesteps, len(self.series) - 1)
         known = self._updates if self.series is NEURONS else self._dense_over_time
         seen = [call.seen for call in calls if call.seen is not None]
         sums.add(counted, known(calls, n_timesteps), spread, seen)
@@ -275,9 +271,9 @@ class Row:
         names = dict.fromkeys(name for call in calls for name in call.by_sample)
         series = {
             name: _over_time(
-                [(call, call.by_sample[name]) for call in calls if name in call.by_sample],
+                [(call, (call.by_sample[name],)) for call in calls if name in call.by_sample],
                 n_timesteps,
-            )
+            )[0]
             for name in names
         }
         if self.neurons:
@@ -305,16 +301,19 @@ class Row:
         return torch.tensor(dense, dtype=torch.float64)
 
 
-def _over_time(calls: Sequence[tuple[Noted, Tensor]], n_timesteps: int, dim: int = 0) -> Tensor:
-    """Counts of calls, ``t1 - t0`` along `dim`, as float64 of T along it.
+def _over_time(
+    calls: Sequence[tuple[Noted, Sequence[Tensor]]], n_timesteps: int, n_series: int = 1
+) -> Tensor:
+    """Counts of calls, of each series ``[t1 - t0, ...]``, as float64 ``[series, T, ...]``.
 
     A timestep called twice holds the sum.
     """
-    joined = joined_on_one([counts for _, counts in calls], dim)
+    if not calls:
+        return torch.zeros(n_series, n_timesteps, dtype=torch.float64)
+    joined = joined_on_one([counts[i] for i in range(n_series) for _, counts in calls])
+    joined = joined.unflatten(0, (n_series, -1))
     steps = [t for call, _ in calls for t in range(call.t0, call.t1)]
     if steps == list(range(n_timesteps)):
         return joined
-    shape = list(joined.shape)
-    shape[dim] = n_timesteps
-    index = torch.tensor(steps).to(joined.device, non_blocking=True)
-    return joined.new_zeros(shape).index_add_(dim, index, joined)
+    over_time = joined.new_zeros(n_series, n_timesteps, *joined.shape[2:])
+    return over_time.index_add_(1, torch.tensor(steps).to(joined.device, non_blocking=True), joined)
