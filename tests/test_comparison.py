@@ -481,6 +481,15 @@ def test_runs_of_one_name_are_pooled_when_asked(comparison):
         join({"a": comparison, "b": other}, pool=True)
 
 
+def test_one_run_is_not_pooled_as_two(comparison):
+    with pytest.raises(ComparisonError, match="runs 1 and 4 of 'spiking' are the same one"):
+        join({"a": comparison, "b": comparison}, pool=True)
+    again = dvs.compare({"analog": wrapped(analog(1))}, loader(), P, rules=RULES)
+    both = join({"a": comparison, "b": again}, pool=True)
+    with pytest.raises(ComparisonError, match="runs 2 and 3 of 'analog' are the same one"):
+        join({"both": both, "b": again}, pool=True)
+
+
 def test_what_was_joined_before_is_not_taken_for_further_runs(comparison):
     once = join({"a": comparison, "b": comparison})
     assert "analog (b)" in once.runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from dynvision_snn.comparison.comparison import Comparison
@@ -38,7 +39,7 @@ def join(
 
     Raises:
         ComparisonError: if there is none, they share no profile, pooled runs do not belong
-            together, or two models would have one name.
+            together or are the same one, or two models would have one name.
     """
     if not comparisons:
         raise ComparisonError("there is nothing to join; expected at least one comparison.")
@@ -54,6 +55,8 @@ def join(
                     "is already. Leave one out, or pool them if they are runs of one model."
                 )
             runs.setdefault(called, []).extend(simulations)
+    if pool:
+        _check_each_once(runs)
     remarks: list[str] = []
     if profiles is None:
         profiles, remarks = _shared_profiles(comparisons)
@@ -64,6 +67,18 @@ def join(
         (common,) = agreed
         baseline = common if common in runs else None
     return Comparison(runs, profiles, baseline=baseline, name=name, remarks=remarks)
+
+
+def _check_each_once(runs: Mapping[str, Sequence[Simulation]]) -> None:
+    """Refuses to count one run as two, which would halve a standard deviation."""
+    for model, simulations in runs.items():
+        told = [json.dumps(simulation.to_dict(), sort_keys=True) for simulation in simulations]
+        twice = [k for k, run in enumerate(told) if told.index(run) != k]
+        if twice:
+            raise ComparisonError(
+                f"runs {told.index(told[twice[0]]) + 1} and {twice[0] + 1} of {model!r} are the "
+                "same one. Leave out a file that holds what another holds already."
+            )
 
 
 def _shared_profiles(
