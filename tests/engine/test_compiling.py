@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("numba")
 
 FIRST_CALL = """
-import torch, snntorch as snn
+import gc
+import numba, torch, snntorch as snn
 from torch import nn
 import dynvision_snn as dvs
 
@@ -21,6 +22,7 @@ net = nn.Sequential(nn.Linear(4, 3), snn.Leaky(0.9, init_hidden=True, output=Tru
 model = dvs.wrap(net, dt=1.0, engine="layer")
 model(torch.rand(2, 4), dvs.Presentation("11", dt=1.0))
 print(model.explain().splitlines()[0])
+print(gc.isenabled(), int(numba.config.OPT))
 """
 
 
@@ -38,3 +40,4 @@ def test_the_first_process_compiles_and_the_next_reads(tmp_path: Path) -> None:
     assert compiled is not None, first
     assert float(compiled[1]) > 0
     assert "scans by numba (compiled before, read from disk)" in second
+    assert first.splitlines()[1] == second.splitlines()[1] == "True 3"

@@ -14,38 +14,23 @@ from dynvision_snn.jit import inner, outer
 
 
 @inner
-def add_four(a, row_a, b, row_b, c, row_c, d, row_d, total):
-    """Adds four rows, each times its number."""
-    for j in range(total.size):
-        total[j] = (((total[j] + a * row_a[j]) + b * row_b[j]) + c * row_c[j]) + d * row_d[j]
-
-
-@inner
-def add_one(a, row, total):
-    """Adds one row times a number."""
-    for j in range(total.size):
-        total[j] = total[j] + a * row[j]
-
-
-@inner
 def add_listed(places, values, first, last, dense, left, right, total):
     """Adds the columns ``left:right`` of the rows listed from `first` up to `last`."""
     k = first
     while k + 4 <= last:
-        add_four(
-            values[k],
-            dense[places[k], left:right],
-            values[k + 1],
-            dense[places[k + 1], left:right],
-            values[k + 2],
-            dense[places[k + 2], left:right],
-            values[k + 3],
-            dense[places[k + 3], left:right],
-            total,
-        )
+        row_a = dense[places[k], left:right]
+        row_b = dense[places[k + 1], left:right]
+        row_c = dense[places[k + 2], left:right]
+        row_d = dense[places[k + 3], left:right]
+        a, b, c, d = values[k], values[k + 1], values[k + 2], values[k + 3]
+        for j in range(total.size):
+            total[j] = (((total[j] + a * row_a[j]) + b * row_b[j]) + c * row_c[j]) + d * row_d[j]
         k += 4
     while k < last:
-        add_one(values[k], dense[places[k], left:right], total)
+        row = dense[places[k], left:right]
+        a = values[k]
+        for j in range(total.size):
+            total[j] = total[j] + a * row[j]
         k += 1
 
 
@@ -56,8 +41,9 @@ def add_product(heads, places, values, dense, out, start, stop, width):
     The entries of row r of S are those from ``heads[r]`` up to ``heads[r + 1]``: `values` in the
     columns `places`.
     """
-    for left in range(0, out.shape[1], width):
-        right = min(left + width, out.shape[1])
+    end = out.shape[1]
+    for left in range(0, end, width):
+        right = left + width if left + width < end else end
         for r in range(start, stop):
             add_listed(
                 places, values, heads[r], heads[r + 1], dense, left, right, out[r, left:right]

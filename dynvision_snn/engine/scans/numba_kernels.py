@@ -13,10 +13,12 @@ The numbers that say which neuron it is are those of the enumerations in `adapte
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dynvision_snn.engine.products.kernels import add_listed, listed
-from dynvision_snn.jit import inlined, inner, outer
+from dynvision_snn.jit import inner, outer
 
 
 @inner
@@ -114,31 +116,32 @@ def _slope(kind, a, b, v, threshold, out):
             out[j] = np.float32(v[j] - threshold[j] > least) / (y * y)
     elif kind == 6:
         for j in range(v.size):
-            e = np.exp(-a * (v[j] - threshold[j]))
+            e = math.exp(-a * (v[j] - threshold[j]))
             out[j] = a * e / ((e + one) * (e + one))
     elif kind == 7:
         for j in range(v.size):
             out[j] = a if v[j] - threshold[j] < zero else -a
     elif kind == 8:
         for j in range(v.size):
-            out[j] = b * np.exp(-a * abs(v[j] - threshold[j] - one))
+            out[j] = b * math.exp(-a * abs(v[j] - threshold[j] - one))
     elif kind == 9:
         for j in range(v.size):
-            out[j] = a * max(zero, one - abs(v[j] - threshold[j]))
+            y = one - abs(v[j] - threshold[j])
+            out[j] = a * y if y > zero else zero
     elif kind == 10:
         for j in range(v.size):
-            y = np.tanh(a * (v[j] - threshold[j]))
+            y = math.tanh(a * (v[j] - threshold[j]))
             out[j] = one - y * y
     elif kind == 11:
         for j in range(v.size):
             y = v[j] - threshold[j]
-            y = a / np.sqrt(a * a + y * y)
+            y = a / math.sqrt(a * a + y * y)
             out[j] = y * y * y
     elif kind == 12:
         scale = np.float32(1.1283791670955126)
         for j in range(v.size):
             y = a * (v[j] - threshold[j])
-            out[j] = scale * np.exp(-(y * y))
+            out[j] = scale * math.exp(-(y * y))
     elif kind == 2:
         for j in range(v.size):
             out[j] = np.float32(v[j] - threshold[j] > zero)
@@ -234,56 +237,6 @@ def _learn_value(v, threshold, h, out):
         out[j] = out[j] + np.float32(v[j] - threshold[j] > np.float32(0)) * h[j]
 
 
-@inlined
-def _timestep(
-    words,
-    drive,
-    back,
-    rate,
-    threshold,
-    value,
-    synapse_rate,
-    leak,
-    reset_value,
-    u,
-    i,
-    v,
-    fired,
-    before,
-    membrane,
-    current,
-):
-    """One timestep, from the input `drive` and what comes `back`, into what is wanted.
-
-    Rows without size stand for what there is not, or is not wanted.
-    """
-    update, synapse, reset_before, reset_after = words
-    has_recurrent = back.size > 0
-    if synapse == 1:
-        for j in range(i.size):
-            i[j] = synapse_rate[j] * i[j] + drive[j]
-        drive = i
-    elif synapse == 2:
-        _add(drive, i)
-        if has_recurrent:
-            _add(back, i)
-        drive = i
-    joins = has_recurrent and synapse == 0
-    _update(update, reset_before, u, drive, back, joins, rate, threshold, leak, v)
-    if synapse == 2:
-        for j in range(i.size):
-            i[j] = i[j] + synapse_rate[j] * i[j]
-    if fired.size > 0:
-        _fire(v, threshold, value, fired)
-    if before.size > 0:
-        _copy(v, before)
-    _reset(reset_after, v, threshold, reset_value, u)
-    if membrane.size > 0:
-        _copy(u, membrane)
-    if current.size > 0:
-        _copy(i, current)
-
-
 @outer
 def forward(
     start,
@@ -291,6 +244,9 @@ def forward(
     index,
     x,
     recurrent,
+    sends,
+    bias,
+    z,
     rate,
     threshold,
     value,
@@ -299,7 +255,8 @@ def forward(
     reset_value,
     u,
     i,
-    v,
+    buffers,
+    places,
     at,
     spikes,
     before,
@@ -309,104 +266,58 @@ def forward(
 ):
     """All timesteps of the lanes from `start` on, as many as `u` has.
 
+    Arrays without size stand for what there is not, or is not wanted. What comes back is either
+    given, in `recurrent`, or summed over the units that spiked, where `bias` has as many: row j of
+    `sends` is then what unit j sends to each, `z` are the spikes before the first timestep of these
+    lanes, whole samples, and `places` (int32) has room for one per unit.
+
     What these lanes emit is added to `emitted`. `at` is where `before`, `membrane` and `current`
-    hold the first of them.
+    hold the first of them. `buffers` has three rows.
     """
-    stop = start + u.size
-    end = at + u.size
-    for t in range(index.size):
-        _timestep(
-            words,
-            x[index[t], start:stop],
-            recurrent[t, start:stop],
-            rate,
-            threshold,
-            value,
-            synapse_rate,
-            leak,
-            reset_value,
-            u,
-            i,
-            v,
-            spikes[t, start:stop],
-            before[t, at:end],
-            membrane[t, at:end],
-            current[t, at:end],
-        )
-        if emitted.size > 0:
-            _emit(spikes[t, start:stop], emitted)
-
-
-@outer
-def forward_joined(
-    first,
-    last,
-    scratch,
-    places,
-    words,
-    index,
-    x,
-    sends,
-    bias,
-    rate,
-    threshold,
-    value,
-    synapse_rate,
-    leak,
-    reset_value,
-    u,
-    i,
-    z,
-    spikes,
-    before,
-    membrane,
-    current,
-    emitted,
-):
-    """All timesteps of the samples `first` up to `last`, whose spikes come back through a matrix.
-
-    Row j of `sends` is what unit j sends to each; `z` are the spikes before the first timestep.
-    `scratch` has room for three numbers per lane of the samples that are run at a time, `places`
-    (int32) for one per unit.
-    """
-    units = sends.shape[0]
-    v, back, values = scratch[0], scratch[1], scratch[2]
+    update, synapse, reset_before, reset_after = words
+    n = u.size
+    stop = start + n
+    end = at + n
+    units = bias.size
+    v, sums, values = buffers[0, :n], buffers[1, :n], buffers[2, :n]
     # Not a literal, for which `add_listed` would be compiled once more.
     none = np.int64(0)
-    end = last * units
-    for a in range(first * units, end, v.size):
-        b = a + v.size
-        if b > end:
-            b = end
-        n = b - a
-        sent = z[a:b]
-        for t in range(index.size):
+    for t in range(index.size):
+        back = recurrent[t, start:stop]
+        if units > 0:
+            sent = spikes[t - 1, start:stop] if t > 0 else z
             for k in range(0, n, units):
-                row = back[k : k + units]
+                row = sums[k : k + units]
                 _copy(bias, row)
                 fired = listed(sent[k : k + units], places, values)
                 add_listed(places, values, none, fired, sends, none, units, row)
-            sent = spikes[t, a:b]
-            _timestep(
-                words,
-                x[index[t], a:b],
-                back[:n],
-                rate[a:b],
-                threshold[a:b],
-                value[a:b],
-                synapse_rate[a:b],
-                leak[a:b],
-                reset_value[a:b],
-                u[a:b],
-                i[a:b],
-                v[:n],
-                sent,
-                before[t, a:b],
-                membrane[t, a:b],
-                current[t, a:b],
-            )
-            if emitted.size > 0:
-                _emit(sent, emitted[a:b])
+            back = sums
+        drive = x[index[t], start:stop]
+        if synapse == 1:
+            for j in range(n):
+                i[j] = synapse_rate[j] * i[j] + drive[j]
+            drive = i
+        elif synapse == 2:
+            _add(drive, i)
+            if back.size > 0:
+                _add(back, i)
+            drive = i
+        joins = back.size > 0 and synapse == 0
+        _update(update, reset_before, u, drive, back, joins, rate, threshold, leak, v)
+        if synapse == 2:
+            for j in range(n):
+                i[j] = i[j] + synapse_rate[j] * i[j]
+        if spikes.size > 0:
+            _fire(v, threshold, value, spikes[t, start:stop])
+        if emitted.size > 0:
+            _emit(spikes[t, start:stop], emitted)
+        if before.size > 0:
+            _copy(v, before[t, at:end])
+        _reset(reset_after, v, threshold, reset_value, u)
+        if membrane.size > 0:
+            _copy(u, membrane[t, at:end])
+        if current.size > 0:
+            _copy(i, current[t, at:end])
 
 
 @outer

@@ -48,19 +48,20 @@ def forward(
 
     def share(start: int, stop: int) -> None:
         width = min(_BLOCK, stop - start)
-        v, filled = np.empty(width, np.float32), _filled(values, width)
+        buffers, filled = np.empty((3, width), np.float32), _filled(values, width)
         for a, b in _blocks(start, stop):
-            rows = _rows(values, filled, a, b)
             kernels.forward(
                 a,
                 words,
                 rows_of_x,
                 x_,
                 recurrent_,
-                *rows,
+                *_NOT_JOINED,
+                *_rows(values, filled, a, b),
                 u_[a:b],
                 i_[a:b],
-                v[: b - a],
+                buffers,
+                _NO_PLACES,
                 a,
                 *outputs,
                 emitted[a:b],
@@ -82,28 +83,34 @@ def forward_joined(
     wanted: Wanted,
 ) -> None:
     """Runs all timesteps, changing the state `u`, `i` in place; see `backends.Backend`."""
-    arguments = (
-        (int(rule.update), int(rule.synapse), int(rule.before), int(rule.after)),
-        index.numpy(),
-        x.numpy(),
-        sends.numpy(),
-        bias.numpy(),
-        *(p.numpy() for p in parameters),
-        u.numpy(),
-        _vector(i),
-        z.numpy(),
-        *(_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)),
-        _vector(wanted.emitted),
-    )
-
+    words = (int(rule.update), int(rule.synapse), int(rule.before), int(rule.after))
+    given = (index.numpy(), x.numpy(), _NO_MATRIX, sends.numpy(), bias.numpy())
+    z_, u_, i_ = z.numpy(), u.numpy(), _vector(i)
+    outputs = [_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
+    values, emitted = [p.numpy() for p in parameters], _vector(wanted.emitted)
     units = len(bias)
+    # Several samples at a time: loops over few lanes take longer to enter than to run.
+    block = max(1, _JOINED_BLOCK // units) * units
 
     def share(start: int, stop: int) -> None:
-        # Several samples at a time: loops over few lanes take longer to enter than to run.
-        samples = max(1, min(_JOINED_BLOCK // units, stop - start))
-        scratch = np.empty((3, samples * units), np.float32)
+        width = min(block, (stop - start) * units)
+        buffers, filled = np.empty((3, width), np.float32), _filled(values, width)
         places = np.empty(units, np.int32)
-        kernels.forward_joined(start, stop, scratch, places, *arguments)
+        for a, b in _blocks(start * units, stop * units, block):
+            kernels.forward(
+                a,
+                words,
+                *given,
+                z_[a:b],
+                *_rows(values, filled, a, b),
+                u_[a:b],
+                i_[a:b],
+                buffers,
+                places,
+                a,
+                *outputs,
+                emitted[a:b],
+            )
 
     in_parallel(share, u.numel() // units, u.numel() * len(index) / _PER_THREAD_JOINED)
 
@@ -155,10 +162,12 @@ def backward(
                 rows_of_x,
                 x_,
                 _NO_MATRIX,
+                *_NOT_JOINED,
                 *rows,
                 u.copy(),
                 i.copy(),
-                buffers[0, : b - a],
+                buffers,
+                _NO_PLACES,
                 0,
                 _NO_MATRIX,
                 before,
@@ -237,6 +246,8 @@ def stepper_back(
 _NO_VECTOR: Array = np.empty(0, np.float32)
 _NO_MATRIX: Array = np.empty((0, 0), np.float32)
 _NO_INDEX: Array = np.empty(0, np.int64)
+_NO_PLACES: Array = np.empty(0, np.int32)
+_NOT_JOINED = (_NO_MATRIX, _NO_VECTOR, _NO_VECTOR)
 
 
 def _backward_words(rule: Rule) -> tuple[tuple[int, ...], tuple[np.float32, np.float32]]:
@@ -273,8 +284,8 @@ def _rows(values: list[Array], filled: list[Array | None], start: int, stop: int
     ]
 
 
-def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    return ((a, min(a + _BLOCK, stop)) for a in range(start, stop, _BLOCK))
+def _blocks(start: int, stop: int, size: int = _BLOCK) -> Iterator[tuple[int, int]]:
+    return ((a, min(a + size, stop)) for a in range(start, stop, size))
 
 
 def _shared_out(work: Callable[[int, int], None], lanes: int, steps: int) -> None:
