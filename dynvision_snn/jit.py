@@ -22,7 +22,7 @@ from numba.core import event
 class _Compiling(event.Listener):
     """Adds up the time that this package's functions take to compile, inner ones in outer ones.
 
-    Meanwhile, for a third of the time, two things are left out. Garbage is not collected: the
+    Two things are left out meanwhile for the time that they take. Garbage is not collected: the
     compiler makes so many objects that it is several times, and each collection goes through all
     that torch has made. And inner functions are not optimised by themselves: they are once more in
     each outer one, whose code alone is run.
