@@ -65,7 +65,7 @@ def activity(values: Tensor, p: float, active: Tensor | None = None) -> Tensor:
 
 # Floats that stay in cache. Timesteps are looked at together up to so many: each by itself would
 # be a node of the graph, and all of them at once would be read from memory again and again.
-_CACHED = 1 << 18
+_CACHED = 1 << 20
 
 
 def _magnitude(outputs: Sequence[Tensor]) -> Tensor:
