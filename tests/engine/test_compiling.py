@@ -27,7 +27,7 @@ print(gc.isenabled(), int(numba.config.OPT))
 
 
 def said_by_a_new_process(cache: Path) -> str:
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_OPT": "3"}
     command = [sys.executable, "-W", "ignore", "-c", FIRST_CALL]
     return subprocess.run(
         command, capture_output=True, check=True, text=True, env=environment
