@@ -31,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from dynvision_snn.adapters import Adapters, Call, Layer, Reading
 from dynvision_snn.adapters.base import tensors_of
 from dynvision_snn.errors import ObservationError
+from dynvision_snn.freed_memory import keep_freed_memory
 from dynvision_snn.timing import format_steps, format_timestep
 
 
@@ -406,6 +407,8 @@ class Attachment:
         *,
         sequence: bool = False,
     ) -> None:
+        # Glibc would give memory back, or not, by where the small blocks of what is heard lie.
+        keep_freed_memory()
         self.watched = tuple(watched)
         self._listener = weakref.ref(listener)
         self._outside = Rhythm("whole") if sequence else STEP

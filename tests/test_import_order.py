@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 ROOMS = [
     "errors",
     "jit",  # functions compiled for the CPU
+    "freed_memory",  # what the system is not given back
     "timing",
     "schedule",  # the rules behind presentation
     "presentation",

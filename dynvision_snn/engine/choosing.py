@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapters
 from dynvision_snn.engine.calling import Calling
-from dynvision_snn.engine.freed_memory import LARGEST_BLOCK, keep_freed_memory
 from dynvision_snn.engine.layerwise import LayerRun
 from dynvision_snn.engine.listeners import Audience, check_hooks, check_listeners
 from dynvision_snn.engine.one_call import trace_call
@@ -23,6 +22,7 @@ from dynvision_snn.engine.time_loop import loops_by_itself, trace_loop
 from dynvision_snn.engine.timed import Timed, map_timed
 from dynvision_snn.engine.tracing import Refusal
 from dynvision_snn.errors import WrapError, known_names
+from dynvision_snn.freed_memory import LARGEST_BLOCK
 from dynvision_snn.observation import Attachment, Run, RunHost
 
 EngineName = Literal["auto", "step", "layer"]
@@ -233,8 +233,6 @@ def _plan(
         inputs = example if calling.stepping == "step" else example.unsqueeze(calling.time_axis)
         traced = trace_call(net, calling, adapters, by_module, inputs)
     plan = make_plan(net, calling, traced, layers)
-    if example.device.type == "cpu":
-        keep_freed_memory()
     if not plan.is_worth_it:
         reasons = dict.fromkeys(part.reason for part in plan.parts if part.reason)
         raise Refusal("; ".join(reasons) or "it has no neuron that can be scanned")

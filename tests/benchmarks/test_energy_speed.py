@@ -69,18 +69,6 @@ def images() -> Tensor:
     return torch.rand(B, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(autouse=True)
-def steady_heap() -> None:
-    """Lets glibc keep what is freed, from here on.
-
-    As it comes, it gives the top of the heap back and takes it again, or does not, by where small
-    things happen to lie: from none to 20000 page faults in a run, on either side and not the same
-    in two processes, which are up to a tenth of its time. Once a block of almost 32 MiB was freed,
-    it keeps twice as much. Elsewhere this does nothing.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
-
-
 def seconds(function: Callable[[], Any]) -> float:
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     begin = clock()

@@ -11,7 +11,7 @@ import pytest
 
 STEPS = """
 import resource, statistics, sys, torch
-from dynvision_snn.engine.freed_memory import keep_freed_memory
+from dynvision_snn import EnergyMeter
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -27,7 +27,8 @@ faults()
 below = small_blocks()
 above = torch.empty(1 << 16, dtype=torch.uint8)
 del below
-keep_freed_memory()
+with EnergyMeter(torch.nn.Linear(1, 1)):
+    pass
 below = small_blocks()
 faults()
 print(statistics.median(faults() for _ in range(5)))
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of gl
 
 
 def pages_asked_for(n_small: int = 0, **settings: str) -> float:
-    """In the usual step of 160 MiB after `keep_freed_memory`, as a share of its pages.
+    """In the usual step of 160 MiB after somebody listened to a net, as a share of its pages.
 
     Args:
         n_small: freed blocks of 64 KiB that are there in one piece when it is called.

@@ -1,9 +1,9 @@
 """Freed memory, kept for the next training step instead of given back to the system.
 
-A run by layer takes and frees blocks of many timesteps. Where they go back to the system after each
-training step and are asked for anew in the next, it clears every page of them first, which can take
-longer than what is computed in them. Of blocks larger than `LARGEST_BLOCK` that is so whatever is
-done, so the engine makes none where it can run in stretches.
+A run takes and frees blocks of a timestep, or by layer of many. Where they go back to the system
+after each training step and are asked for anew in the next, it clears every page of them first,
+which can take longer than what is computed in them. Of blocks larger than `LARGEST_BLOCK` that is
+so whatever is done, so the engine makes none where it can run in stretches.
 """
 
 from __future__ import annotations
