@@ -299,7 +299,7 @@ def simulate(
             model, or the presentation's ignore_index is one.
         ReadoutError: if a membrane is NaN or infinite, or spikes are needed and the readout has
             none.
-        ObservationError: if a parameter of the model is NaN.
+        ObservationError: if a parameter, or a running mean or variance, of the model is NaN.
     """
     if not isinstance(model, TimedModel):
         raise WrapError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch.nn.utils import prune
 
 import dynvision_snn as dvs
 from dynvision_snn.engine.calling import arguments_of
+from dynvision_snn.engine.witness import left_as_found
 from dynvision_snn.errors import ObservationError, WrapError
 
 # The reference: the library's own numbers, bit for bit.
@@ -643,6 +645,21 @@ def test_statistics_and_weights_are_no_state_and_are_left_as_found():
         twin(x)
     for name, value in net.state_dict().items():
         assert torch.equal(value, twin.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("before", [0.0, math.nan, math.inf])
+@pytest.mark.parametrize("written", [0.0, math.nan, math.inf])
+def test_buffers_are_left_as_found_and_not_written_without_need(before: float, written: float):
+    """What was not written may be saved in a graph; NaN is no number that equals another."""
+    module = nn.BatchNorm1d(2)
+    module.running_mean.fill_(before)
+    version = module.running_mean._version
+    with left_as_found([module]):
+        module.running_mean.data.fill_(written)
+    assert torch.equal(module.running_mean.isnan(), torch.full((2,), before).isnan())
+    assert math.isnan(before) or bool((module.running_mean == before).all())
+    same = before == written or (math.isnan(before) and math.isnan(written))
+    assert (module.running_mean._version == version) == same
 
 
 class HandsOn(nn.Module):

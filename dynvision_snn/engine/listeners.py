@@ -108,11 +108,15 @@ class Audience:
 
     def tell(self, module: nn.Module, before: Timed, after: Timed) -> None:
         """Tells what a module made of its input."""
+        output, shown = after.over_time(), None
         for attachment, item in self.watching(module):
             listener = attachment.listener
-            if listener is not None:
-                shown = before.over_time() if listener.hears_inputs else None
-                attachment.tell(self._observation(item, shown, after.over_time()))
+            if listener is None:
+                continue
+            if shown is None and listener.hears_inputs:
+                shown = before.over_time()
+            inputs = shown if listener.hears_inputs else None
+            attachment.tell(self._observation(item, inputs, output))
 
     def tell_scanned(
         self, layer: Layer, inputs: Timed, ran: Scanned, start: Mapping[str, Any]

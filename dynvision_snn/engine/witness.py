@@ -11,6 +11,7 @@ downstream is zero by accident.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -261,8 +262,15 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
             for buffer, value in buffers:
                 # What was not written stays so: a graph of the user's may have saved it.
                 # (Versions would not tell: batch normalisation writes without one.)
-                if not torch.equal(buffer.nan_to_num(), value.nan_to_num()):
+                if not _are_same(buffer, value):
                     buffer.copy_(value)
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, NaN in the same places included."""
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(
+        one.nan_to_num(0.0, math.inf, -math.inf), other.nan_to_num(0.0, math.inf, -math.inf)
+    )
 
 
 def _refill(container: Any, before: Any) -> None:
@@ -364,6 +372,5 @@ def same_values(ones: Mapping[str, Seen], others: Mapping[str, Seen]) -> bool:
 def _same_calls(ones: Sequence[Witnessed], others: Sequence[Witnessed]) -> bool:
     values = [[value for call in calls for value in call.values] for calls in (ones, others)]
     return len(values[0]) == len(values[1]) and all(
-        torch.equal(one.nan_to_num(), other.nan_to_num())
-        for one, other in zip(*values, strict=True)
+        _are_same(one, other) for one, other in zip(*values, strict=True)
     )

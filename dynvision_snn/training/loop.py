@@ -76,8 +76,8 @@ def fit(
         LossError: if the loss is NaN or infinite, or the loader is empty.
         DataError, PresentationError: if what the loader yields does not fit, or a label is no class
             of the model (of labels on a GPU the loss tells, later).
-        ObservationError: if a parameter is NaN at the end of an epoch, which spikes can hide from
-            the loss.
+        ObservationError: if a parameter, or a running mean or variance, is NaN at the end of an
+            epoch, which spikes can hide from the loss.
     """
     model.train()
     device = device_of(model)
