@@ -24,8 +24,8 @@ class _Compiling(event.Listener):
 
     Two things are left out meanwhile for the time that they take. Garbage is not collected: the
     compiler makes so many objects that it is several times, and each collection goes through all
-    that torch has made. And inner functions are not optimised by themselves: they are once more in
-    each outer one, whose code alone is run.
+    that torch has made. And inner functions are not optimised by themselves: each is made part of
+    the outer ones, whose code alone is run.
     """
 
     def __init__(self) -> None:
@@ -74,9 +74,16 @@ def seconds_compiling() -> float:
 
 
 def inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles what only other compiled functions call."""
+    """Compiles what only other compiled functions call, and becomes part of each of them.
+
+    A call that were left would find, in the process that compiles, the code that is not optimised.
+    """
     return njit(  # type: ignore[call-overload]
-        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+        nogil=True,
+        error_model="numpy",
+        forceinline=True,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
     )(function)
 
 

@@ -1,4 +1,4 @@
-"""What the first call costs is said, and is paid once."""
+"""What the first call costs is said, and is paid once, not in the speed of what was compiled."""
 
 from __future__ import annotations
 
@@ -41,3 +41,31 @@ def test_the_first_process_compiles_and_the_next_reads(tmp_path: Path) -> None:
     assert float(compiled[1]) > 0
     assert "scans by numba (compiled before, read from disk)" in second
     assert first.splitlines()[1] == second.splitlines()[1] == "True 3"
+
+
+CALLED = """
+import re
+import torch
+from dynvision_snn.adapters.scan_spec import ScanSpec, Surrogate, SurrogateKind, Update
+from dynvision_snn.engine.scans import numba_kernels, scan
+
+surrogate = Surrogate(SurrogateKind.ATAN, 2.0)
+neuron = ScanSpec(Update.DECAY, torch.tensor(0.5), torch.tensor(1.0), surrogate)
+scan(neuron, torch.rand(3, 2, 4, requires_grad=True)).output.sum().backward()
+for kernel in (numba_kernels.forward, numba_kernels.backward):
+    for compiled in kernel.overloads.values():
+        for name in re.findall(r'^define[^@]*@"?([^"(]+)', compiled.library.get_llvm_str(), re.M):
+            print(kernel.py_func.__name__, name)
+"""
+
+
+def test_the_process_that_compiles_runs_what_it_optimised(tmp_path: Path) -> None:
+    """Inner functions are not optimised by themselves: none may be left to be called."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", CALLED]
+    said = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
+    defined = [line.split() for line in said.stdout.splitlines()]
+    ours = [(kernel, name) for kernel, name in defined if "dynvision" in name]
+    assert {kernel for kernel, _ in ours} == {"forward", "backward"}
+    for kernel, name in ours:
+        assert f"numba_kernels{len(kernel)}{kernel}" in name
