@@ -53,7 +53,7 @@ class ModelSettings(Settings):
 
     Attributes:
         factory: ``package.module:name``, called with ``dt=`` in ms if it takes that, and `kwargs`.
-        readout, stepping, time_axis, engine, recompute_every, keep_spikes: as in
+        readout, stepping, time_axis, engine, recompute_every, keep_spikes, keep_membranes: as in
             `dynvision_snn.wrap`.
         compile: a backend of ``torch.compile``, such as ``inductor``; None for none.
     """
@@ -66,6 +66,7 @@ class ModelSettings(Settings):
     engine: EngineName = "auto"
     recompute_every: Annotated[float, Field(gt=0)] | None = None
     keep_spikes: KeepSpikes = "floats"
+    keep_membranes: bool = True
     compile: str | None = None
 
 

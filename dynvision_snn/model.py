@@ -55,6 +55,7 @@ def wrap(
     engine: EngineName = "auto",
     recompute_every: float | None = None,
     keep_spikes: KeepSpikes = "floats",
+    keep_membranes: bool = True,
 ) -> TimedModel:
     """A model that runs in biological time; `net` itself is not rewritten.
 
@@ -91,9 +92,15 @@ def wrap(
         keep_spikes: in which form the spikes of layers that are run by layer are kept for the
             backward: as ``"floats"``, 4 bytes each, or as ``"bits"``, an eighth of a byte, from
             which the backward makes floats again. The numbers are the same, bit for bit.
+        keep_membranes: whether the membranes of recurrent neurons that are run by layer are kept
+            for the backward. If not, each such layer keeps what it received and its state at every
+            16th timestep, where that is less, and the backward computes its membranes again, a
+            forward of that layer more. The numbers are the same, bit for bit. Other neurons that
+            are run by layer compute theirs again anyway, and the step engine keeps all.
 
     Raises:
-        WrapError: if `net` has no layer to observe, or is wrapped already.
+        WrapError: if `net` has no layer to observe, or is wrapped already; for an argument that
+            is none of those named.
         AdapterError: for a neuron that is unknown or cannot be served.
         TimingError: if a module's own timestep is not `dt`.
 
@@ -120,6 +127,7 @@ def wrap(
         engine=engine,
         recompute_every=recompute_every,
         keep_spikes=keep_spikes,
+        keep_membranes=keep_membranes,
     )
 
 
@@ -136,6 +144,8 @@ class TimedModel(RunHost):
         recompute_every: how many ms of a run's activity are kept at once for the backward; None
             for all; may be changed at any time.
         keep_spikes: whether spikes are kept for the backward as ``"floats"`` or ``"bits"``; may be
+            changed at any time.
+        keep_membranes: whether membranes of recurrent neurons are kept for the backward; may be
             changed at any time.
     """
 
@@ -154,6 +164,7 @@ class TimedModel(RunHost):
         engine: EngineName = "auto",
         recompute_every: float | None = None,
         keep_spikes: KeepSpikes = "floats",
+        keep_membranes: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -185,6 +196,8 @@ class TimedModel(RunHost):
         self._stretch()
         self.keep_spikes = keep_spikes
         check_keep_spikes(keep_spikes)
+        self.keep_membranes = keep_membranes
+        _check_keep_membranes(keep_membranes)
         layers = self.layers()
         _check_something_to_observe(net, layers)
         _agree_on_dt(layers, self.dt, set_dt)
@@ -494,8 +507,11 @@ class TimedModel(RunHost):
         calling, wanted = seen.calling, seen.readout is None
         ran = None
         if plan is not None:
+            _check_keep_membranes(self.keep_membranes)
             with keeping(self.keep_spikes):
-                ran = self._engine.run(plan, self, calling, what, run, passed, seen.widest)
+                ran = self._engine.run(
+                    plan, self, calling, what, run, passed, seen.widest, self.keep_membranes
+                )
         if ran is not None:
             outputs, passed = ran
             return (outputs if wanted else None), passed
@@ -514,6 +530,11 @@ class TimedModel(RunHost):
             self.net, calling, what.steps, passed, run.clock, keep_outputs=wanted
         )
         return (torch.stack(steps) if wanted else None), passed
+
+
+def _check_keep_membranes(keep: object) -> None:
+    if not isinstance(keep, bool):
+        raise WrapError(f"keep_membranes={keep!r}; expected True or False.")
 
 
 def _steps_in(ms: float, dt: float, name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -23,7 +23,7 @@ from dynvision_snn.engine.timed import Timed, map_timed
 from dynvision_snn.engine.tracing import Refusal
 from dynvision_snn.errors import WrapError, known_names
 from dynvision_snn.freed_memory import LARGEST_BLOCK
-from dynvision_snn.observation import Attachment, Run, RunHost
+from dynvision_snn.observation import Run, RunHost
 
 EngineName = Literal["auto", "step", "layer"]
 
@@ -126,10 +126,12 @@ class Engine:
         run: Run,
         states: tuple[Any, ...],
         widest: int,
+        keep_membranes: bool,
     ) -> tuple[Tensor | None, tuple[Any, ...]] | None:
         """The first output over time and the states after it; None where the step engine is to.
 
-        Arguments as in `planned`, the run that listeners are told of, and the states before it.
+        Arguments as in `planned`, the run that listeners are told of, the states before it, and
+        whether membranes of recurrent neurons are kept for the backward.
 
         Raises:
             WrapError: under ``engine="layer"``, if someone watches who could not be told.
@@ -143,7 +145,11 @@ class Engine:
         self._refusal = ""
         self._backend = backend_for(shown.example)
         at_once = _timesteps_at_once(shown.example, widest)
-        return _run(plan, host.hosted(), calling, shown, run, attachments, states, at_once)
+
+        def layer_run(t0: int) -> LayerRun:
+            return LayerRun(plan, Audience(run, t0, attachments), keep_membranes)
+
+        return _run(plan, host.hosted(), calling, shown, run, layer_run, states, at_once)
 
     def _refused(self, refusal: Refusal) -> None:
         self._refusal = str(refusal)
@@ -260,7 +266,7 @@ def _run(
     calling: Calling,
     shown: Shown,
     run: Run,
-    attachments: Sequence[Attachment],
+    layer_run: Callable[[int], LayerRun],
     states: tuple[Any, ...],
     at_once: int,
 ) -> tuple[Tensor | None, tuple[Any, ...]]:
@@ -269,8 +275,7 @@ def _run(
         before = [] if shown.null is None else [shown.null] * idle
         whole = Timed.of_steps([*before, *steps] if before else steps)
         firsts = plan.traced.firsts
-        ran = LayerRun(plan, Audience(run, -idle, attachments))
-        returned, after = ran(whole, states if firsts is None else firsts)
+        returned, after = layer_run(-idle)(whole, states if firsts is None else firsts)
         # A time loop of which a layer is decoded may return anything.
         output = None if returned is None else _first(returned)[idle:]
         return output, after if firsts is None else states
@@ -283,7 +288,7 @@ def _run(
                 states = run_idle(net, calling, shown.null, 1, states, run.clock, of=idle)
             null = Timed(shown.null.unsqueeze(0), torch.zeros(idle - fresh, dtype=torch.int64))
             if len(null):
-                _, states = LayerRun(plan, Audience(run, fresh - idle, attachments))(null, states)
+                _, states = layer_run(fresh - idle)(null, states)
     elif fresh:
         assert run.clock is not None
         run.clock.t = shown.t0
@@ -291,7 +296,7 @@ def _run(
         outputs.append(torch.stack(first))
     for t in range(len(outputs), len(steps), at_once):
         stretch = Timed.of_steps(steps[t : t + at_once])
-        output, states = LayerRun(plan, Audience(run, shown.t0 + t, attachments))(stretch, states)
+        output, states = layer_run(shown.t0 + t)(stretch, states)
         outputs.append(_first(output))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), states
 

@@ -42,12 +42,14 @@ class LayerRun:
     Attributes:
         plan: the plan.
         audience: who listens, and to which timesteps of which run.
+        keep_membranes: whether those of recurrent neurons are kept for the backward.
         values: what the nodes yielded, as far as it is still needed.
         brought: the states that `values` holds for every timestep.
     """
 
     plan: LayerPlan
     audience: Audience
+    keep_membranes: bool
     values: dict[fx.Node, Any] = field(default_factory=dict)
     brought: set[fx.Node] = field(default_factory=set)
 
@@ -191,7 +193,14 @@ class LayerRun:
             self._as_it_is(part)
             return
         keep = {"spikes"} | (part.wants - {"output"}) | self.audience.wants(layer)
-        ran = scan(spec, inputs.values, index=inputs.index, state=start, keep=keep)
+        ran = scan(
+            spec,
+            inputs.values,
+            index=inputs.index,
+            state=start,
+            keep=keep,
+            keep_membranes=self.keep_membranes,
+        )
         layer.adapter.scan_finish(layer.module, ran.state)
         values: dict[str, Any] = {"output": Timed(ran.output)}
         if traced.has_all(node):

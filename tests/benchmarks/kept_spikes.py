@@ -1,7 +1,7 @@
-"""What a training step keeps and takes with its spikes kept as floats, and as bits.
+"""What a training step keeps and takes: its spikes as floats and as bits, membranes kept or not.
 
-Prints the table of docs/engine.md in some minutes, the sizes of memory from a process of its own
-each: what others left behind would count with it. Linux alone says the peak of a process.
+Prints the two tables of docs/engine.md in some minutes, the sizes of memory from a process of its
+own each: what others left behind would count with it. Linux alone says the peak of a process.
 
 Run: OMP_NUM_THREADS=2 python tests/benchmarks/kept_spikes.py
 """
@@ -12,20 +12,25 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import snntorch as snn
 from engine_growth import give_memory_back, resident_mib, start_peak
-from test_engine_scans import CASES, Case
+from test_engine_scans import CASES, Case, Recurrent, norse_recurrent
 from torch import Tensor, nn
 
 from dynvision_snn.losses import EnergyLoss
 from dynvision_snn.model import wrap
 from dynvision_snn.presentation import Presentation
-from dynvision_snn.spike_bits import KeepSpikes
 
-FORMS: tuple[KeepSpikes, ...] = ("floats", "bits")
+FORMS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "bits": {"keep_spikes": "bits"},
+    "no membranes": {"keep_membranes": False},
+    "bits, no membranes": {"keep_spikes": "bits", "keep_membranes": False},
+}
 STEPS = (50, 200)
 
 
@@ -37,11 +42,29 @@ def deep() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(1000, 10), readout)
 
 
+def recurrent(**options: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        net = Recurrent()
+        net.rec = snn.RLeaky(0.9, init_hidden=True, **options)
+        return net
+
+    return build
+
+
 NETS = {
     "MLP 784-1000-10": CASES["MLP, constant image"],
     "MLP 784-4x1000-10": Case(deep, (784,)),
     "conv net": CASES["conv net, constant image"],
     "RLeaky 700-256-20": CASES["RLeaky 700-256-20"],
+}
+RECURRENT = {
+    "RLeaky, constant image": Case(Recurrent, (700,)),
+    "LIFRecurrent, constant image": Case(norse_recurrent, (700,)),
+    "RLeaky one to one, constant image": Case(recurrent(all_to_all=False), (700,)),
+    "RLeaky, new input": CASES["RLeaky 700-256-20"],
+    "the same, `reset_delay=False`": replace(
+        CASES["RLeaky 700-256-20"], build=recurrent(linear_features=256, reset_delay=False)
+    ),
 }
 
 
@@ -57,11 +80,11 @@ class Step:
         self.net.zero_grad()
 
 
-def step(name: str, steps: int, keep_spikes: KeepSpikes) -> Step:
-    case = replace(NETS[name], steps=steps)
+def step(name: str, steps: int, form: str) -> Step:
+    case = replace((NETS | RECURRENT)[name], steps=steps)
     inputs, _ = case.drawn()
     net = case.build()
-    model = wrap(net, dt=1.0, engine="layer", keep_spikes=keep_spikes)
+    model = wrap(net, dt=1.0, engine="layer", **FORMS[form])
     energy = EnergyLoss()
     energy.register_hooks(model)
     shown = [Presentation("1", dt=1.0, n_timesteps=case.steps)] if case.constant else []
@@ -73,10 +96,10 @@ def step(name: str, steps: int, keep_spikes: KeepSpikes) -> Step:
     return Step(forward, net)
 
 
-def print_memory(name: str, steps: int, keep_spikes: KeepSpikes) -> None:
+def print_memory(name: str, steps: int, form: str) -> None:
     """What is held between forward and backward, and the most that ever is, in MB."""
     give_memory_back()
-    run = step(name, steps, keep_spikes)
+    run = step(name, steps, form)
     run()
     before = start_peak()
     loss = run.forward()
@@ -91,38 +114,43 @@ def memory(*case: object) -> tuple[float, ...]:
     return tuple(float(number) for number in shown.split())
 
 
-def times(name: str, steps: int, repeats: int) -> dict[KeepSpikes, list[float]]:
-    """In ms, in turn."""
-    runs = {how: step(name, steps, how) for how in FORMS}
-    taken: dict[KeepSpikes, list[float]] = {how: [] for how in FORMS}
+def times(name: str, steps: int, forms: Sequence[str], repeats: int) -> list[list[float]]:
+    """In ms, of each form, in turn."""
+    runs = [step(name, steps, form) for form in forms]
+    taken: list[list[float]] = [[] for _ in forms]
     for _ in range(repeats + 1):
-        for how, run in runs.items():
+        for run, values in zip(runs, taken, strict=True):
             start = time.perf_counter()
             run()
-            taken[how].append(1e3 * (time.perf_counter() - start))
-    return {how: values[1:] for how, values in taken.items()}
+            values.append(1e3 * (time.perf_counter() - start))
+    return [values[1:] for values in taken]
 
 
-def row(name: str, steps: int) -> str:
-    sizes = zip(*(memory(name, steps, how) for how in FORMS), strict=True)
-    taken = times(name, steps, repeats=1500 // steps)
-    ratios = [bits / floats for floats, bits in zip(*taken.values(), strict=True)]
-    both = [*sizes, tuple(min(values) for values in taken.values())]
-    columns = " | ".join(f"{floats:.1f} → {bits:.1f}" for floats, bits in both)
-    return f"| {name} | {steps} | {columns} | {statistics.median(ratios):.2f} |"
+def row(name: str, steps: int, forms: Sequence[str]) -> str:
+    sizes = zip(*(memory(name, steps, form) for form in forms), strict=True)
+    first, *others = taken = times(name, steps, forms, repeats=1500 // steps)
+    ratios = [
+        statistics.median(b / a for a, b in zip(first, other, strict=True)) for other in others
+    ]
+    numbers = [*sizes, tuple(min(values) for values in taken)]
+    columns = [" → ".join(f"{number:.1f}" for number in column) for column in numbers]
+    columns.append(", ".join(f"{ratio:.2f}" for ratio in ratios))
+    return f"| {name} | {steps} | {' | '.join(columns)} |"
 
 
 def main() -> None:
-    print("| net | T | kept, MB | most, MB | ms | ratio |")
-    print("|---|---|---|---|---|---|")
-    for name in NETS:
-        for steps in STEPS:
-            print(row(name, steps), flush=True)
+    tables = ((NETS, ("all", "bits")), (RECURRENT, ("all", "no membranes", "bits, no membranes")))
+    for nets, forms in tables:
+        print(f"\n| {' → '.join(forms)} | T | kept, MB | most, MB | ms | ratio to the first |")
+        print("|---|---|---|---|---|---|")
+        for name in nets:
+            for steps in STEPS:
+                print(row(name, steps, forms), flush=True)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        name, steps, how = sys.argv[1:]
-        print_memory(name, int(steps), FORMS[FORMS.index(how)])  # type: ignore[arg-type]
+        name, steps, form = sys.argv[1:]
+        print_memory(name, int(steps), form)
     else:
         main()

@@ -12,13 +12,34 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from scan_cases import CASES
 
-from dynvision_snn.engine.scans import scan
+from dynvision_snn.engine.scans import recursion, scan
 
 KEPT = ("spikes", "membrane", "current", "activity")
 
 
+def check_membranes_again() -> None:
+    """Of recurrent neurons, computed again in the backward, they lead to the same gradients."""
+    recursion._STRETCH = 4
+    index = torch.tensor([0, 1, 1, 0, 1, 1])
+    for name, case in CASES.items():
+        module = case.make()
+        if case.spec(module).recurrence is None:
+            continue
+        inputs = (2 * torch.randn(2, 3, case.features) + 0.4).requires_grad_()
+        leaves = [inputs, *(p for p in module.parameters() if p.requires_grad)]
+        found = []
+        for keep in (True, False):
+            ran = scan(
+                case.spec(module), inputs, index=index, keep_membranes=keep, backend_name="triton"
+            )
+            loss = ran.spikes.square().sum() + ran.state["membrane"].square().sum()
+            found.append(torch.autograd.grad(loss, leaves))
+        assert all(torch.equal(*both) for both in zip(*found, strict=True)), name
+
+
 def main() -> None:
     torch.manual_seed(0)
+    check_membranes_again()
     for name, case in CASES.items():
         module = case.make()
         inputs = (2 * torch.randn(2, 3, case.features) + 0.4).requires_grad_()

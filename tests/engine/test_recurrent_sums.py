@@ -9,7 +9,7 @@ import torch
 from scan_cases import Case, own_loop
 
 from dynvision_snn.adapters import norse_scan, snntorch_scan
-from dynvision_snn.engine.scans import functions, scan
+from dynvision_snn.engine.scans import recursion, scan
 from dynvision_snn.errors import WrapError
 
 pytest.importorskip("numba")
@@ -46,7 +46,7 @@ CASES = {
 @pytest.fixture
 def stretches(monkeypatch):
     """How many timesteps each call that sums over spikes ran."""
-    monkeypatch.setattr(functions, "_WORTH", 1)
+    monkeypatch.setattr(recursion, "_WORTH", 1)
     monkeypatch.setattr(numba_scans, "_JOINED_BLOCK", 2 * UNITS)
     ran = []
     original = numba_scans.forward_joined
@@ -70,7 +70,7 @@ def _inputs(features):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("most", [0.2, 1.0])
 def test_it_is_the_librarys_own_loop(case, most, stretches, monkeypatch):
-    monkeypatch.setattr(functions, "_MOST", most)
+    monkeypatch.setattr(recursion, "_MOST", most)
     torch.manual_seed(3)
     module = case.make()
     inputs = _inputs(case.features).requires_grad_()
@@ -106,7 +106,7 @@ def test_where_very_many_spike_it_takes_products(stretches):
 
 
 def test_it_goes_on_from_spikes_and_units_may_have_axes(stretches, monkeypatch):
-    monkeypatch.setattr(functions, "_MOST", 1.0)
+    monkeypatch.setattr(recursion, "_MOST", 1.0)
     module = CASES["RLeaky"].make()
     inputs = _inputs(UNITS).unflatten(1, (1, BATCH)).expand(-1, 2, -1, -1)
     first = own_loop(module, inputs[:11])
@@ -146,7 +146,7 @@ def test_a_matrix_of_another_size_is_refused():
 
 def test_its_bits_do_not_depend_on_the_number_of_threads(stretches, monkeypatch):
     monkeypatch.setattr(numba_scans, "_PER_THREAD_JOINED", 100)
-    monkeypatch.setattr(functions, "_MOST", 1.0)
+    monkeypatch.setattr(recursion, "_MOST", 1.0)
     torch.manual_seed(3)
     case = CASES["RLeaky"]
     module, before, found = case.make(), torch.get_num_threads(), []

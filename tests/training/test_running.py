@@ -193,16 +193,20 @@ def test_a_file_says_which_engine_runs_the_model():
         model = build_model(config)
         assert model.recompute_every == config.model.recompute_every
         assert model.keep_spikes == config.model.keep_spikes
+        assert model.keep_membranes == config.model.keep_membranes
         model(images, config.presentation.build(config.dt))
         return model.explain()
 
     assert 'engine="step"' in explained()
     assert explained(engine="auto", recompute_every=4.0).startswith("layer by layer")
-    assert explained(engine="auto", keep_spikes="bits").startswith("layer by layer")
+    kept = {"keep_spikes": "bits", "keep_membranes": False}
+    assert explained(engine="auto", **kept).startswith("layer by layer")
     with pytest.raises(ConfigError, match=r"model\.engine"):
         explained(engine="fast")
     with pytest.raises(ConfigError, match=r"model\.keep_spikes"):
         explained(keep_spikes="bytes")
+    with pytest.raises(ConfigError, match=r"model\.keep_membranes"):
+        explained(keep_membranes="no")
 
 
 def test_a_sweep_trains_each_value_once_and_shows_the_front(settings, tmp_path):

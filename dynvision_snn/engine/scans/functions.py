@@ -2,8 +2,8 @@
 
 A neuron without recurrence keeps its input alone (one row for each distinct input) and computes the
 forward again on the way back. A recurrent one, whose timesteps are joined by a matrix, keeps its
-spikes and its membranes before the reset; what comes back is summed over the units that spiked
-where they are few, and is otherwise a dense product for each timestep.
+spikes and its membranes before the reset; or in place of these its input and its state at the start
+of each stretch of timesteps, from which the way back runs that stretch again.
 
 Neither has a second derivative.
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
@@ -23,14 +22,16 @@ from dynvision_snn.adapters.scan_spec import SurrogateKind
 from dynvision_snn.engine.products import weight_gradient
 from dynvision_snn.engine.products.dense import times
 from dynvision_snn.engine.scans.backends import Backend
-from dynvision_snn.engine.scans.rule import N_LEARNABLE, SPIKE_VALUE, Given, Rule, Wanted
+from dynvision_snn.engine.scans.recursion import Recursion, stretches
+from dynvision_snn.engine.scans.rule import (
+    N_LEARNABLE,
+    N_PARAMETERS,
+    SPIKE_VALUE,
+    Given,
+    Rule,
+    Wanted,
+)
 from dynvision_snn.spike_bits import note_spikes
-
-# Recurrent products, as dense ones, that make sums over spikes worth a look; the share of units up
-# to whose spikes they are faster, measured for 256 and 1000 units; timesteps between two looks.
-_WORTH = 1 << 22
-_MOST = 0.2
-_STRETCH = 16
 
 Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor | None]
 """Spikes, membrane and current, ``[T, lanes]`` each where asked for; the activity of each sample,
@@ -48,6 +49,8 @@ class Plan:
         shape: ``[B, *units]``.
         spikes, membrane, current, activity: which of them are wanted.
         keeps: whether a backward may follow.
+        keeps_membranes: whether a recurrent neuron's are kept for it, even where what they can be
+            computed from again would be less.
     """
 
     rule: Rule
@@ -59,6 +62,7 @@ class Plan:
     current: bool
     activity: bool
     keeps: bool
+    keeps_membranes: bool
 
     def mark(
         self,
@@ -104,6 +108,13 @@ class Plan:
             sign = parameters[SPIKE_VALUE].sign()
             emitted = lanes.reshape(-1).to(sign.dtype) * sign
         return Given(spikes, membrane, current, emitted)
+
+    def recursion(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, parameters: tuple[Tensor, ...]
+    ) -> Recursion:
+        """The forward of a recurrent neuron, its parameters on all lanes."""
+        index = _at(self, x)
+        return Recursion.of(self.rule, self.backend, self.shape, x, index, weight, bias, parameters)
 
 
 class Scan(Function):
@@ -167,50 +178,34 @@ class RecurrentScan(Function):
     ) -> Outputs:
         """`z0`: the spikes before, ``[lanes]``; a diagonal weight is ``[lanes]`` or ``[1]``."""
         ctx.set_materialize_grads(False)
-        rule = plan.rule
-        parameters, given = _on_all_lanes(parameters, u0), parameters
         u, i = u0.clone(), None if i0 is None else i0.clone()
         spikes, membrane, current = plan.outputs(x)
         if spikes is None:
             spikes = x.new_empty(len(plan.index), u0.numel())
         emitted = plan.emitted(x)
-        before = torch.empty_like(spikes) if plan.keeps else None
-        if plan.keeps and rule.owes and membrane is None:
+        again = _runs_again(plan, x, i0)
+        before = torch.empty_like(spikes) if plan.keeps and not again else None
+        if before is not None and plan.rule.owes and membrane is None:
             membrane = torch.empty_like(spikes)
         wanted = Wanted(spikes, before, membrane, current, emitted)
-        index = _at(plan, x)
-        sends = _sends(plan, weight, x.dtype)
-        back = x.new_zeros(plan.shape[-1]) if bias is None else bias.contiguous()
+        recursion = plan.recursion(x, weight, bias, _on_all_lanes(parameters, u0))
+        starts: list[tuple[Tensor, Tensor | None]] = []
         z = z0
-        for start in range(0, len(index), _STRETCH):
-            stretch = slice(start, min(start + _STRETCH, len(index)))
-            joined = plan.backend.forward_joined
-            if joined is not None and sends is not None and _are_few(z):
-                into = wanted.at(stretch)
-                joined(rule, index[stretch], x, z, sends, back, parameters, u, i, into)
-                z = spikes[stretch.stop - 1]
-                continue
-            for t in range(stretch.start, stretch.stop):
-                step = slice(t, t + 1)
-                plan.backend.forward(
-                    rule,
-                    index[step],
-                    x,
-                    _sent(z, weight, bias, plan.shape).view(1, -1),
-                    parameters,
-                    u,
-                    i,
-                    wanted.at(step),
-                )
-                z = spikes[t]
+        for stretch in stretches(len(plan.index)):
+            if again and stretch.start > 0:
+                starts.append((u.clone(), None if i is None else i.clone()))
+            recursion.run(stretch, z, u, i, wanted.at(stretch))
+            z = spikes[stretch.stop - 1]
         if plan.keeps:
-            assert before is not None
             ctx.plan = plan
-            recorded = membrane if rule.owes else before
-            ctx.n_distinct = x.shape[0]
-            ctx.save_for_backward(u0, i0, z0, weight, bias, spikes, before, recorded, *given)
+            ctx.n_distinct = len(x)
+            ctx.again = again
+            kept = [x, bias, *(value for start in starts for value in start)]
+            if not again:
+                kept = [before, membrane if plan.rule.owes else before]
+            ctx.save_for_backward(u0, i0, z0, weight, spikes, *parameters, *kept)
         activity = plan.activity_of(emitted)
-        plan.mark(ctx, spikes, activity, given)
+        plan.mark(ctx, spikes, activity, parameters)
         return spikes, membrane if plan.membrane else None, current, activity, u, i
 
     @staticmethod
@@ -218,7 +213,8 @@ class RecurrentScan(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         """Back through one timestep after the other."""
         plan: Plan = ctx.plan
-        u0, i0, z0, weight, _, spikes, before, recorded, *parameters = ctx.saved_tensors
+        u0, i0, z0, weight, spikes, *saved = ctx.saved_tensors
+        parameters, kept = saved[:N_PARAMETERS], saved[N_PARAMETERS:]
         g_spikes = torch.zeros_like(spikes) if grads[0] is None else _copied(grads[0])
         given = plan.given((g_spikes, *grads[1:4]), parameters)
         g, g_i = _state_gradients(grads[4:], u0, i0)
@@ -227,14 +223,23 @@ class RecurrentScan(Function):
         g_x = g_spikes
         lanes = _on_all_lanes(parameters, u0)
         g_z = torch.zeros_like(z0)
-        step_back = plan.backend.stepper_back(
-            plan.rule, before, recorded, lanes, u0, given, g, g_i, g_x, learned
-        )
-        for t in range(len(spikes) - 1, -1, -1):
-            step_back(t)
-            g_z = _received(g_x[t], weight, plan.shape)
-            if t > 0:
-                g_spikes[t - 1] += g_z
+        if ctx.again:
+            x, bias, *states = kept
+            recursion = plan.recursion(x, weight, bias, lanes)
+            starts = [(u0, i0), *zip(states[::2], states[1::2], strict=True)]
+            membranes = recursion.run_again(starts, z0, spikes)
+        else:
+            membranes = iter([(slice(0, len(spikes)), u0, *kept)])
+        for stretch, u_first, before, recorded in membranes:
+            step_back = plan.backend.stepper_back(
+                *(plan.rule, before, recorded, lanes, u_first, given.at(stretch)),
+                *(g, g_i, g_x[stretch], learned),
+            )
+            for t in range(stretch.stop - 1, stretch.start - 1, -1):
+                step_back(t - stretch.start)
+                g_z = _received(g_x[t], weight, plan.shape)
+                if t > 0:
+                    g_spikes[t - 1] += g_z
         g_weight = g_bias = None
         if ctx.needs_input_grad[5]:
             g_weight = _weight_gradient(g_x, spikes, z0, weight, plan.shape)
@@ -246,6 +251,19 @@ class RecurrentScan(Function):
         return None, g_x, g, g_i, g_z, g_weight, g_bias, *_as_parameters(learned, parameters)
 
 
+def _runs_again(plan: Plan, x: Tensor, i0: Tensor | None) -> bool:
+    """Whether a backward is to run the forward again, for which less is kept than its membranes.
+
+    Who listens does not matter: a checkpoint must save the same when it is run again.
+    """
+    if plan.keeps_membranes or not plan.keeps:
+        return False
+    n_membranes = 2 if plan.rule.owes else 1
+    n_states = 1 if i0 is None else 2
+    n_starts = len(stretches(len(plan.index))) - 1
+    return len(x) + n_states * n_starts < n_membranes * len(plan.index)
+
+
 def _at(plan: Plan, x: Tensor) -> Tensor:
     """The rows of `x` on its device."""
     return plan.index.to(x.device, non_blocking=True)
@@ -254,33 +272,6 @@ def _at(plan: Plan, x: Tensor) -> Tensor:
 def _on_all_lanes(parameters: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:
     """The parameters repeated once, not anew at every timestep."""
     return tuple(parameter.expand(like.shape).contiguous() for parameter in parameters)
-
-
-def _sends(plan: Plan, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """What each unit sends back, row by row; None where it is not to be summed over spikes.
-
-    A weight that is not finite, times no spike, is NaN: sums over spikes would lose it.
-    """
-    if (
-        plan.backend.forward_joined is None
-        or weight.ndim != 2
-        or plan.shape.numel() * len(plan.index) * len(weight) < _WORTH
-        or weight.dtype is not dtype
-        or not bool(weight.sum().isfinite())
-    ):
-        return None
-    return weight.t().contiguous()
-
-
-def _are_few(z: Tensor) -> bool:
-    return int(z.count_nonzero()) <= _MOST * z.numel()
-
-
-def _sent(z: Tensor, weight: Tensor, bias: Tensor | None, shape: torch.Size) -> Tensor:
-    """What the spikes `z` of the last timestep send back, ``[B, *units]`` or ``[lanes]``."""
-    if weight.ndim == 2:
-        return F.linear(z.view(shape), weight, bias)
-    return z * weight
 
 
 def _received(g: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:

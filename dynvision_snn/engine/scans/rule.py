@@ -20,6 +20,9 @@ from dynvision_snn.adapters.scan_spec import (
 KINDS = tuple(SurrogateKind)
 """Surrogate kinds in the order of the codes that kernels are given."""
 
+N_PARAMETERS = 6
+"""How many there are of `parameters_of`."""
+
 N_LEARNABLE = 4
 """How many of `parameters_of`, from the first, have gradients; under the Euler updates, none."""
 
@@ -116,6 +119,14 @@ class Given:
     membrane: Tensor | None = None
     current: Tensor | None = None
     emitted: Tensor | None = None
+
+    def at(self, steps: slice) -> Given:
+        """Those of a part of the timesteps."""
+        spikes, membrane, current = (
+            None if value is None else value[steps]
+            for value in (self.spikes, self.membrane, self.current)
+        )
+        return Given(spikes, membrane, current, self.emitted)
 
 
 def expanded(value: Tensor | None, default: float, shape: torch.Size, like: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def scan(
     index: Tensor | None = None,
     state: Mapping[str, Tensor] | None = None,
     keep: Collection[str] = ("spikes",),
+    keep_membranes: bool = True,
     backend_name: BackendName | None = None,
 ) -> Scanned:
     """Runs a neuron through all timesteps.
@@ -73,6 +74,9 @@ def scan(
             timestep of a run.
         keep: what is wanted, of `OUTPUTS`. The membrane of a neuron that never
             fires is its output and always kept.
+        keep_membranes: whether a recurrent neuron's membranes are kept for the backward, or
+            computed there again, to the last bit, where less is then kept. One without recurrence
+            always computes its own again.
         backend_name: who computes it; by default the fastest one there is for the inputs.
 
     Raises:
@@ -121,6 +125,7 @@ def scan(
         current="current" in keep and i0 is not None,
         activity=spec.fires and {"spikes", "activity"} <= set(keep),
         keeps=needs,
+        keeps_membranes=keep_membranes,
     )
     if recurrence is None:
         outputs = Scan.apply(plan, x, u0, i0, *parameters)

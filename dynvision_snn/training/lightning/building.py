@@ -64,6 +64,7 @@ def build_model(config: TrainingConfig) -> TimedModel:
             engine=settings.engine,
             recompute_every=settings.recompute_every,
             keep_spikes=settings.keep_spikes,
+            keep_membranes=settings.keep_membranes,
         )
     )
     if settings.compile is not None:
