@@ -110,6 +110,19 @@ def _check_returned(traced: Traced) -> None:
     for placeholder, value in pairs(traced.states, traced.returned):
         if placeholder.users and not isinstance(value, fx.Node):
             raise Refusal(_OF_ANOTHER_FORM)
+    if not _constants_stay(traced.states, traced.returned):
+        raise Refusal("it returns a state that is no tensor, and another at every timestep")
+
+
+def _constants_stay(states: Any, returned: Any) -> bool:
+    """Whether what is no tensor comes back as it was given: a trace knows no other."""
+    if isinstance(states, fx.Node):
+        return True
+    if isinstance(states, dict):
+        return all(_constants_stay(value, returned[key]) for key, value in states.items())
+    if isinstance(states, tuple | list):
+        return all(map(_constants_stay, states, returned))
+    return returned is states or (not isinstance(returned, fx.Node) and bool(returned == states))
 
 
 _OF_ANOTHER_FORM = "it returns another kind of state than it takes"
@@ -259,6 +272,8 @@ def _part(
         if reason is None and all(n in words for n in component):
             return Part("scan", nodes, name, wants=_wanted(traced, neurons[0], words))
         return Part(_alone(stepping), nodes, name, reason or _BACKWARDS)
+    if len(component) == 1 and (component[0], component[0]) in _carried(traced, stepping):
+        return Part("step", nodes, name, _BACKWARDS)
     if len(component) == 1:
         reason = why_not_merged(traced, component[0], stepping)
         if reason is None:
@@ -269,6 +284,12 @@ def _part(
     if _repeated(traced, component):
         return Part("step", nodes, name, "a module is called several times in a timestep, in turn")
     return Part("step", nodes, name, _BACKWARDS)
+
+
+def _carried(traced: Traced, stepping: str) -> set[tuple[fx.Node, fx.Node]]:
+    """Which node takes what which node made at the timestep before."""
+    back = pairs(traced.states, traced.returned) if stepping == "step" else []
+    return {(made, user) for placeholder, made in back for user in placeholder.users}
 
 
 def _together(node: fx.Node) -> Manner:

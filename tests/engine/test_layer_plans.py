@@ -519,6 +519,53 @@ def test_what_is_not_the_same_computation_is_refused(
         wrap(build(), dt=DT, engine="layer")(inputs)
 
 
+class Carries(nn.Module):
+    """Carries a state of its own beside its neuron's: how strong the next input is."""
+
+    def __init__(self, first: Any, after: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.first, self.after = first, after
+        self.fc, self.lif = nn.Linear(FEATURES, CLASSES), leaky()
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, tuple[Any, Tensor]]:
+        gain, mem = (self.first, torch.zeros(len(x), CLASSES)) if state is None else state
+        spk, mem = self.lif(self.fc(x) * (gain["n"] if isinstance(gain, dict) else gain), mem)
+        return spk, (self.after(gain), mem)
+
+
+CARRIED: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "a tensor for each unit": (torch.ones(BATCH, CLASSES), lambda gain: gain + 1),
+    "a tensor for all": (torch.ones(1), lambda gain: gain + 1),
+    "a tensor without axes": (torch.tensor(1.0), lambda gain: 0.5 * gain),
+    "a count": (1, lambda gain: gain + 1),
+    "a number": (1.0, lambda gain: 0.5 * gain),
+    "a flag": (True, lambda gain: not gain),
+    "a dict": ({"n": 1}, lambda gain: {"n": gain["n"] + 1}),
+    "a constant": (2.0, lambda gain: gain),
+}
+
+
+@pytest.mark.parametrize(("first", "after"), CARRIED.values(), ids=CARRIED.keys())
+def test_a_state_of_the_forwards_own_is_that_of_the_timestep_before(
+    first: Any, after: Callable[[Any], Any]
+) -> None:
+    step = wrap(Carries(first, after), dt=DT, engine="step")
+    auto = wrap(copy.deepcopy(step.net), dt=DT, engine="auto")
+    inputs = 1 + torch.randn(6, BATCH, FEATURES)
+    theirs, mine = step(inputs), auto(inputs)
+    assert theirs.membrane.abs().max() > 0.1
+    check_close(mine.membrane, theirs.membrane)
+    check_close(auto(inputs, state=mine.state).membrane, step(inputs, state=theirs.state).membrane)
+    changes = not isinstance(first, Tensor) and after(first) != first
+    assert ("a state that is no tensor" in auto.explain()) == changes
+    theirs_gain, mine_gain = theirs.state.passed[0][0], mine.state.passed[0][0]
+    assert (
+        torch.equal(theirs_gain, mine_gain)
+        if isinstance(first, Tensor)
+        else (theirs_gain == mine_gain)
+    )
+
+
 def _last_leaky(net: nn.Module) -> str:
     return [name for name, m in net.named_modules() if isinstance(m, snn.Leaky)][-1]
 
