@@ -504,17 +504,30 @@ class TimedModel(RunHost):
         plan: LayerPlan | None,
         passed: tuple[Any, ...],
     ) -> tuple[Tensor | None, tuple[Any, ...]]:
-        calling, wanted = seen.calling, seen.readout is None
         ran = None
         if plan is not None:
             _check_keep_membranes(self.keep_membranes)
             with keeping(self.keep_spikes):
                 ran = self._engine.run(
-                    plan, self, calling, what, run, passed, seen.widest, self.keep_membranes
+                    plan,
+                    self,
+                    seen.calling,
+                    what,
+                    run,
+                    passed,
+                    seen.widest,
+                    self.keep_membranes,
                 )
         if ran is not None:
             outputs, passed = ran
-            return (outputs if wanted else None), passed
+            return (outputs if seen.readout is None else None), passed
+        with self._engine.stepping(self):
+            return self._step_through(what, run, seen, passed)
+
+    def _step_through(
+        self, what: Shown, run: Run, seen: Look, passed: tuple[Any, ...]
+    ) -> tuple[Tensor | None, tuple[Any, ...]]:
+        calling, wanted = seen.calling, seen.readout is None
         if calling.stepping == "sequence":
             outputs, passed = run_sequence(self.net, calling, what.whole(), passed)
             if not wanted:

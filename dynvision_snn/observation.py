@@ -517,7 +517,7 @@ class Attachment:
         listener = self._listener()
         if listener is None:
             return
-        self.deliver(self._observed(watched, call, membranes=listener.hears_membranes))
+        self.deliver(self._observed(watched, call, listener))
 
     def tell(self, observation: Observation) -> None:
         """Delivers what an engine observed without a call that a hook would have heard."""
@@ -540,12 +540,12 @@ class Attachment:
         elif listener.hears_idle:
             listener.observe(observation)
 
-    def _observed(self, watched: Watched, call: Call, *, membranes: bool) -> Observation:
-        layer = watched.layer
+    def _observed(self, watched: Watched, call: Call, listener: Listener) -> Observation:
+        layer, membranes = watched.layer, listener.hears_membranes
         # Checkpointing recomputes a layer during backward, when its run has ended.
         recomputed = is_recomputing()
         run = self._ended if recomputed and self._run.n_timesteps is None else self._run
-        before = self._before.pop(watched.name, ())
+        before = self._before.pop(watched.name, ()) if self._before else ()
         rhythm, total = self._rhythm(watched, run), run.total_steps
         reading = _reading(watched, call, whole=membranes or bool(before))
         if layer is not None and before:
@@ -561,7 +561,7 @@ class Attachment:
             run,
             t0,
             t0 + n_steps,
-            _arranged(call.inputs, rhythm, total),
+            _arranged(call.inputs, rhythm, total) if listener.hears_inputs else None,
             output,
             presynaptic=before,
             recomputed=recomputed,

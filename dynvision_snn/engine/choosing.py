@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -17,6 +18,7 @@ from dynvision_snn.engine.one_call import trace_call
 from dynvision_snn.engine.plan import LayerPlan, make_plan
 from dynvision_snn.engine.scans.backends import BackendName, backend_for, compilation
 from dynvision_snn.engine.signature import names_in_code, signature_of
+from dynvision_snn.engine.stand_ins import StandIns
 from dynvision_snn.engine.step import run_idle, run_steps
 from dynvision_snn.engine.time_loop import loops_by_itself, trace_loop
 from dynvision_snn.engine.timed import Timed, map_timed
@@ -82,6 +84,7 @@ class Engine:
         self._refusal = "it has not run yet"
         self._signature: tuple[Any, ...] | None = None
         self._backend: BackendName | None = None
+        self._stand_ins = StandIns()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes a plan of its own modules.
@@ -151,6 +154,13 @@ class Engine:
 
         return _run(plan, host.hosted(), calling, shown, run, layer_run, states, at_once)
 
+    def stepping(self, host: RunHost) -> AbstractContextManager[None]:
+        """What a model is called in, timestep by timestep, where there is no plan."""
+        if self._name == "step":
+            return nullcontext()
+        net = host.hosted()
+        return self._stand_ins.instead(net, host.adapters.layers(net))
+
     def _refused(self, refusal: Refusal) -> None:
         self._refusal = str(refusal)
         if self._name == "layer":
@@ -200,7 +210,9 @@ class Engine:
     def explain(self) -> str:
         """The plan in words."""
         if self._refusal or self._plan is None or self._backend is None:
-            return f"step by step, as its library would: {self._refusal}."
+            told = f"step by step, as its library would: {self._refusal}."
+            summed = ", ".join(self._stand_ins.summed)
+            return told + (f"\n  gradients summed over time   {summed}" if summed else "")
         cost = compilation(self._backend)
         lines = [f"layer by layer, scans by {self._backend}" + (f" ({cost})" if cost else "")]
         if not self._plan.traced.starts_alike:
