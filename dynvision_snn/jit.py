@@ -1,7 +1,8 @@
 """Functions compiled for the CPU: the only file that imports numba.
 
 Nothing is contracted or reordered (no fast math), the interpreter's lock is released, and dividing
-by zero gives infinity, as in numpy.
+by zero gives infinity, as in numpy. Loops are written out, so that rewriting array expressions
+would be time lost.
 
 Numba compiles anew where the file of an outer function changed, not where one that it calls did:
 who edits an inner function of another file deletes the kept ``*.nbi`` of those that call it.
@@ -24,8 +25,8 @@ class _Compiling(event.Listener):
 
     Two things are left out meanwhile for the time that they take. Garbage is not collected: the
     compiler makes so many objects that it is several times, and each collection goes through all
-    that torch has made. And inner functions are not optimised by themselves: each is made part of
-    the outer ones, whose code alone is run.
+    that torch has made. And inner functions are not optimised by themselves: they are once more in
+    each outer one, whose code alone is run, since they are inlined there whatever their size.
     """
 
     def __init__(self) -> None:
@@ -74,23 +75,25 @@ def seconds_compiling() -> float:
 
 
 def inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles what only other compiled functions call, and becomes part of each of them.
+    """Compiles what only other compiled functions call.
 
-    A call that were left would find, in the process that compiles, the code that is not optimised.
+    Inlined by force: a call that is left is bound, in the process that compiles, to the function
+    that was compiled by itself and is not optimised.
     """
     return njit(  # type: ignore[call-overload]
         nogil=True,
         error_model="numpy",
-        forceinline=True,
+        no_rewrites=True,
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
+        forceinline=True,
     )(function)
 
 
 def outer(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles what Python calls, and keeps it on disk where there is a place to write."""
     compiled = njit(  # type: ignore[call-overload]
-        nogil=True, error_model="numpy", no_cfunc_wrapper=True
+        nogil=True, error_model="numpy", no_rewrites=True, no_cfunc_wrapper=True
     )(function)
     with suppress(RuntimeError):  # raised where neither this folder nor the user's is writable
         compiled.enable_caching()

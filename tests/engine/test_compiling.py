@@ -26,9 +26,9 @@ print(gc.isenabled(), int(numba.config.OPT))
 """
 
 
-def said_by_a_new_process(cache: Path) -> str:
+def said_by_a_new_process(cache: Path, code: str = FIRST_CALL) -> str:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_OPT": "3"}
-    command = [sys.executable, "-W", "ignore", "-c", FIRST_CALL]
+    command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(
         command, capture_output=True, check=True, text=True, env=environment
     ).stdout
@@ -41,6 +41,24 @@ def test_the_first_process_compiles_and_the_next_reads(tmp_path: Path) -> None:
     assert float(compiled[1]) > 0
     assert "scans by numba (compiled before, read from disk)" in second
     assert first.splitlines()[1] == second.splitlines()[1] == "True 3"
+
+
+PRODUCT = """
+import torch
+from dynvision_snn.engine.products.entries import entries_of
+from dynvision_snn.engine.products.kernels import add_product
+
+entries_of(torch.eye(3), most=0.5) @ torch.ones(3, 2)
+(code,) = add_product.inspect_llvm().values()
+calls = [line for line in code.splitlines() if " call " in line]
+print(any("add_product" in line for line in calls), any("add_listed" in line for line in calls))
+"""
+
+
+def test_inner_functions_are_inlined_where_they_are_compiled(tmp_path: Path) -> None:
+    # A call that is left runs what was compiled by itself, without being optimised: dozens of times
+    # slower, in this process alone.
+    assert said_by_a_new_process(tmp_path, PRODUCT).split() == ["True", "False"]
 
 
 CALLED = """
@@ -61,10 +79,7 @@ for kernel in (numba_kernels.forward, numba_kernels.backward):
 
 def test_the_process_that_compiles_runs_what_it_optimised(tmp_path: Path) -> None:
     """Inner functions are not optimised by themselves: none may be left to be called."""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "ignore", "-c", CALLED]
-    said = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
-    defined = [line.split() for line in said.stdout.splitlines()]
+    defined = [line.split() for line in said_by_a_new_process(tmp_path, CALLED).splitlines()]
     ours = [(kernel, name) for kernel, name in defined if "dynvision" in name]
     assert {kernel for kernel, _ in ours} == {"forward", "backward"}
     for kernel, name in ours:

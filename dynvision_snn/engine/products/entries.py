@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,13 +70,19 @@ class Entries:
         n_rows = len(self.heads) - 1
         starts = range(0, n_rows, _CHUNK)
         lists = (self.heads.numpy(), self.places.numpy(), self.values.numpy())
-        heads = torch.empty(len(starts), self.n_columns + 1, dtype=torch.int64).numpy()
+        heads = np.zeros((len(starts), self.n_columns + 1), np.int64)
         rows, values = (torch.empty_like(x).numpy() for x in (self.places, self.values))
 
         def turn(first: int, last: int) -> None:
             for k in range(first, last):
-                stop = min(starts[k] + _CHUNK, n_rows)
-                kernels.transpose(*lists, starts[k], stop, heads[k], rows, values)
+                start, stop = starts[k], min(starts[k] + _CHUNK, n_rows)
+                begin, end = lists[0][start], lists[0][stop]
+                in_column = np.bincount(lists[1][begin:end], minlength=self.n_columns)
+                # Where each column's entries begin; the kernel leaves where they end.
+                ends = heads[k, 1:]
+                np.cumsum(in_column[:-1], out=ends[1:])
+                heads[k] += begin
+                kernels.transpose(*lists, start, stop, ends, rows, values)
 
         in_parallel(turn, len(starts), len(self.values) / _LOOKS)
         out = dense.new_zeros(self.n_columns, dense.shape[1])

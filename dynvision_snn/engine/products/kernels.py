@@ -93,25 +93,16 @@ def fill(x, heads, places, values, start, stop):
 
 
 @outer
-def transpose(heads, places, values, start, stop, heads_t, places_t, values_t):
+def transpose(heads, places, values, start, stop, ends, places_t, values_t):
     """Lists the entries of the rows ``start:stop`` by column; the places are then rows.
 
-    The lists lie where the entries of these rows lie; `heads_t` has one more than the columns.
+    The lists lie where the entries of these rows lie. ``ends[c]`` is where those of column c begin,
+    and is left being where they end.
     """
-    first = heads[start]
-    heads_t[:] = 0
-    for k in range(first, heads[stop]):
-        heads_t[places[k] + 1] += 1
-    heads_t[0] = first
-    for c in range(heads_t.size - 1):
-        heads_t[c + 1] += heads_t[c]
     for r in range(start, stop):
         for k in range(heads[r], heads[r + 1]):
             c = places[k]
-            at = heads_t[c]
+            at = ends[c]
             places_t[at] = r
             values_t[at] = values[k]
-            heads_t[c] = at + 1
-    for c in range(heads_t.size - 1, 0, -1):
-        heads_t[c] = heads_t[c - 1]
-    heads_t[0] = first
+            ends[c] = at + 1

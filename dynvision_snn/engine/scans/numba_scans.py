@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynvision_snn.engine.scans import numba_kernels as kernels
-from dynvision_snn.engine.scans.rule import Given, Rule, Wanted
+from dynvision_snn.engine.scans.numba_slopes import SLOPES
+from dynvision_snn.engine.scans.rule import THRESHOLD, Given, Rule, Wanted
 from dynvision_snn.engine.threads import in_parallel
 
 Array = NDArray[Any]
@@ -39,7 +40,7 @@ def forward(
     wanted: Wanted,
 ) -> None:
     """Runs all timesteps, changing the state `u`, `i` in place; see `backends.Backend`."""
-    words = (int(rule.update), int(rule.synapse), int(rule.before), int(rule.after))
+    words = _words(rule)
     x_, recurrent_, u_, i_ = x.numpy(), _matrix(recurrent), u.numpy(), _vector(i)
     rows_of_x = index.numpy()
     outputs = [_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
@@ -83,7 +84,7 @@ def forward_joined(
     wanted: Wanted,
 ) -> None:
     """Runs all timesteps, changing the state `u`, `i` in place; see `backends.Backend`."""
-    words = (int(rule.update), int(rule.synapse), int(rule.before), int(rule.after))
+    words = _words(rule)
     given = (index.numpy(), x.numpy(), _NO_MATRIX, sends.numpy(), bias.numpy())
     z_, u_, i_ = z.numpy(), u.numpy(), _vector(i)
     outputs = [_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
@@ -132,7 +133,7 @@ def backward(
     steps = len(rows_of_x)
     unique = x.shape[0] == steps
     g_x = torch.empty_like(x) if unique else torch.zeros_like(x)
-    words, slopes = _backward_words(rule)
+    words = _words(rule)
     values = [p.numpy() for p in parameters]
     x_, g_x_, u0_, i0_, g_, g_i_ = (
         x.numpy(),
@@ -144,21 +145,23 @@ def backward(
     )
     from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
     g_emitted = _vector(given.emitted)
-    learning = _learning(learned, g.numel())
-    learns_synapse = learning[3] is not None
+    learning = [_vector(value) for value in learned]
+    learns_synapse = learned[3] is not None
 
     def share(start: int, stop: int) -> None:
         width = min(_BLOCK, stop - start)
-        buffers, filled = np.empty((4, width), np.float32), _filled(values, width)
-        before = np.empty((steps, width), np.float32)
-        membrane = np.empty((steps, width), np.float32) if rule.owes else _NO_MATRIX
-        current = np.empty((steps, width), np.float32) if learns_synapse else _NO_MATRIX
+        buffers, filled = np.empty((3, width), np.float32), _filled(values, width)
+        scratch = np.empty((2 + rule.owes + learns_synapse, steps * width), np.float32)
         for a, b in _blocks(start, stop):
+            over_time = scratch[:, : steps * (b - a)].reshape(-1, steps, b - a)
+            before, slopes = over_time[:2]
+            membrane = over_time[2] if rule.owes else _NO_MATRIX
+            current = over_time[-1] if learns_synapse else _NO_MATRIX
             rows = _rows(values, filled, a, b)
             u, i = u0_[a:b], i0_[a:b]
             kernels.forward(
                 a,
-                words[:4],
+                words,
                 rows_of_x,
                 x_,
                 _NO_MATRIX,
@@ -175,10 +178,10 @@ def backward(
                 current,
                 _NO_VECTOR,
             )
+            _write_slopes(rule, before, rows[THRESHOLD], slopes)
             kernels.backward(
                 a,
-                words,
-                *slopes,
+                (*words, int(rule.detached)),
                 0,
                 steps,
                 _NO_INDEX if unique else rows_of_x,
@@ -187,6 +190,7 @@ def backward(
                 i,
                 0,
                 before,
+                slopes,
                 membrane if rule.owes else before,
                 current,
                 *from_later,
@@ -195,7 +199,7 @@ def backward(
                 g_i_[a:b],
                 buffers,
                 g_x_,
-                *(part if part is None else part[a:b] for part in learning),
+                *(part[a:b] for part in learning),
             )
 
     _shared_out(share, g.numel(), steps)
@@ -215,22 +219,26 @@ def stepper_back(
     learned: tuple[Tensor | None, ...],
 ) -> Callable[[int], None]:
     """What goes one timestep back, into ``g_x[t]``; see `backends.Backend`."""
-    words, slopes = _backward_words(rule)
+    words = (*_words(rule), int(rule.detached))
     values = [p.numpy() for p in parameters]
     u0_, g_, g_i_ = u0.numpy(), g.numpy(), _vector(g_i)
-    learning = _learning(learned, g.numel())
-    kept = (before.numpy(), recorded.numpy(), _NO_MATRIX)
+    learning = [_vector(value) for value in learned]
+    before_ = before.numpy()
+    slopes = np.empty_like(before_)
+    kept = (before_, slopes, recorded.numpy(), _NO_MATRIX)
     from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
     g_emitted = _vector(given.emitted)
     width = min(_BLOCK, g.numel())
-    buffers, filled, g_x_ = np.empty((4, width), np.float32), _filled(values, width), g_x.numpy()
+    buffers, filled, g_x_ = np.empty((2, width), np.float32), _filled(values, width), g_x.numpy()
+    threshold = parameters[THRESHOLD].expand_as(g).contiguous().numpy()
+    _write_slopes(rule, before_, threshold, slopes)
     blocks = [
         (
-            (a, words, *slopes),
+            (a, words),
             (
                 *(_NO_INDEX, *_rows(values, filled, a, b), u0_[a:b], _NO_VECTOR, a),
                 *(*kept, *from_later, g_emitted[a:b], g_[a:b], g_i_[a:b], buffers, g_x_),
-                *(part if part is None else part[a:b] for part in learning),
+                *(part[a:b] for part in learning),
             ),
         )
         for a, b in _blocks(0, g.numel())
@@ -250,17 +258,14 @@ _NO_PLACES: Array = np.empty(0, np.int32)
 _NOT_JOINED = (_NO_MATRIX, _NO_VECTOR, _NO_VECTOR)
 
 
-def _backward_words(rule: Rule) -> tuple[tuple[int, ...], tuple[np.float32, np.float32]]:
-    words = (rule.update, rule.synapse, rule.before, rule.after, rule.detached, rule.kind)
-    slopes = (np.float32(rule.surrogate.a), np.float32(rule.surrogate.b))
-    return tuple(int(word) for word in words), slopes
+def _words(rule: Rule) -> tuple[int, int, int, int]:
+    return int(rule.update), int(rule.synapse), int(rule.before), int(rule.after)
 
 
-def _learning(learned: tuple[Tensor | None, ...], lanes: int) -> list[Array | None]:
-    """All or none of the parameters' gradients: kernels are compiled for the two cases."""
-    if all(value is None for value in learned):
-        return [None] * len(learned)
-    return [np.zeros(lanes, np.float32) if g is None else g.numpy() for g in learned]
+def _write_slopes(rule: Rule, before: Array, threshold: Array, slopes: Array) -> None:
+    """The surrogate slopes of the membranes `before`, ``[T, n]``."""
+    a, b = np.float32(rule.surrogate.a), np.float32(rule.surrogate.b)
+    SLOPES[rule.surrogate.kind](a, b, before, threshold, slopes)
 
 
 def _vector(value: Tensor | None) -> Array:

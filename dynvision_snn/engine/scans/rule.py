@@ -26,6 +26,9 @@ N_PARAMETERS = 6
 N_LEARNABLE = 4
 """How many of `parameters_of`, from the first, have gradients; under the Euler updates, none."""
 
+THRESHOLD = 1
+"""Which of `parameters_of` is the threshold."""
+
 SPIKE_VALUE = 2
 """Which of `parameters_of` a spike is worth."""
 
@@ -36,7 +39,7 @@ def parameters_of(spec: ScanSpec) -> tuple[tuple[Tensor | None, float], ...]:
     Each comes with the number that stands for it where the neuron has none.
     """
     return (
-        (spec.rate, 0.0),
+        (spec.rate, 1.0),
         (spec.threshold, 0.0),
         (spec.spike_value, 1.0),
         (spec.synapse_rate, 0.0),
