@@ -160,6 +160,12 @@ def ours(
     return run
 
 
+def refused(net: nn.Module) -> nn.Module:
+    """A net that no plan is made of, since somebody wants to hear of every call."""
+    net.register_forward_hook(lambda module, args, output: None)
+    return net
+
+
 def spikingjelly_multi_step(case: Case, inputs: Tensor) -> Callable[[], None] | None:
     """The same net in SpikingJelly's multi-step mode; None where it has no counterpart here."""
     functional, layer, neuron = (
@@ -211,10 +217,11 @@ def test_speed(name: str, benchmark: Callable[..., object]) -> None:
     planned = ours(case.build(), case, inputs, "layer")
     theirs = shortest(own_loop(case.build(), steps))
     stepped = shortest(ours(case.build(), case, inputs, "step"))
+    unplanned = shortest(ours(refused(case.build()), case, inputs, "auto"))
     mine = shortest(planned)
     jelly = spikingjelly_multi_step(case, inputs)
     row = f"{name:34s} own loop {theirs:7.1f} ms, step {stepped:7.1f}, layer {mine:7.1f}"
-    row += f", {theirs / mine:5.2f}x"
+    row += f", {theirs / mine:5.2f}x; refused {unplanned:7.1f}, {theirs / unplanned:5.2f}x"
     if jelly is not None:
         other = shortest(jelly)
         row += f"; SpikingJelly {other:7.1f} ms, {other / mine:5.2f}x"
