@@ -11,13 +11,26 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from both_engines import (
+    CLASSES,
+    CONSTANT,
+    FEATURES,
+    HIDDEN,
+    STEPS,
+    Case,
+    Told,
+    Wrap,
+    check_alike,
+    dense,
+    foreign,
+    shown,
+)
 from models import leaky
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -27,63 +40,6 @@ from torch.utils.checkpoint import checkpoint
 from dynvision_snn.energy import EnergyMeter
 from dynvision_snn.engine import weight_sums
 from dynvision_snn.losses import EnergyLoss
-from dynvision_snn.model import TimedModel, wrap
-
-STEPS, BATCH, FEATURES, HIDDEN, CLASSES = 6, 3, 6, 7, 4
-CONSTANT = torch.rand(BATCH, FEATURES, generator=torch.Generator().manual_seed(2))
-
-
-@dataclass
-class Told:
-    """What came of a case."""
-
-    same: dict[str, Any] = field(default_factory=dict)
-    close: dict[str, Tensor | None] = field(default_factory=dict)
-
-    def gradients(self, net: nn.Module, when: str = "") -> None:
-        """Notes them, and that the net is as it was."""
-        for name, parameter in net.named_parameters():
-            grad = parameter.grad
-            self.close[f"{when} {name}"] = None if grad is None else grad.clone()
-        self.same[f"{when} forwards"] = [m for m, v in net.named_modules() if "forward" in vars(v)]
-
-    def trained(self, model: TimedModel, inputs: Tensor | None = None, when: str = "") -> None:
-        """Notes a run and its gradients."""
-        run = model(shown() if inputs is None else inputs)
-        self.same[f"{when} membrane"] = run.membrane
-        self.same[f"{when} held"] = [dict(held) for held in run.state.held.values()]
-        run.membrane.square().sum().backward()
-        self.gradients(model.net, when)
-
-    def raises(self, what: str, call: Callable[[], Any]) -> None:
-        """Notes which error a call raises, if any."""
-        try:
-            call()
-        except (RuntimeError, TypeError, ValueError) as error:
-            self.same[what] = type(error).__name__
-        else:
-            self.same[what] = None
-
-
-Wrap = Callable[..., TimedModel]
-Case = Callable[[Wrap, Told], None]
-
-
-def shown(n_steps: int = STEPS, features: int = FEATURES) -> Tensor:
-    return 0.6 + torch.randn(n_steps, BATCH, features)
-
-
-def foreign(net: nn.Module) -> nn.Module:
-    """With a hook that no plan can be made with."""
-    net.register_forward_hook(lambda *_: None)
-    return net
-
-
-def dense(**options: Any) -> nn.Module:
-    first, last = leaky(init_hidden=True, **options), leaky(init_hidden=True, output=True)
-    return foreign(
-        nn.Sequential(nn.Linear(FEATURES, HIDDEN), first, nn.Linear(HIDDEN, CLASSES), last)
-    )
 
 
 class Net(nn.Module):
@@ -111,48 +67,6 @@ def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that learns has a stand-in, and what waits is multiplied now and then."""
     monkeypatch.setattr(weight_sums, "_WORTH", 0)
     monkeypatch.setattr(weight_sums, "_WAITING", 100)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same, tensors bit for bit."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if (one.dtype, one.requires_grad, one.stride()) != (
-            other.dtype,
-            other.requires_grad,
-            other.stride(),
-        ):
-            return False
-        return torch.equal(one.isnan(), other.isnan()) and all(
-            torch.equal(f(one).nan_to_num(7.0), f(other).nan_to_num(7.0))
-            for f in (torch.Tensor.detach, lambda x: torch.signbit(x.detach()).float())
-        )
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
-
-
-def check_alike(case: Case, tolerance: float = 1e-4) -> None:
-    """Both engines tell the same of a case."""
-    told = []
-    for engine in ("step", "auto"):
-        torch.manual_seed(0)
-        told.append(Told())
-        case(partial(wrap, dt=1.0, engine=engine, stepping="step"), told[-1])
-    step, auto = told
-    assert step.same.keys() == auto.same.keys()
-    for name, value in step.same.items():
-        assert same(value, auto.same[name]), name
-    assert step.close.keys() == auto.close.keys()
-    largest = max((v.abs().max().item() for v in step.close.values() if v is not None), default=0)
-    for name, value in step.close.items():
-        other = auto.close[name]
-        assert (value is None) == (other is None), name
-        if value is not None and other is not None:
-            assert (value.dtype, value.shape) == (other.dtype, other.shape), name
-            scale = max(value.abs().max().item(), 0.02 * largest)
-            assert (value - other).abs().max() <= tolerance * scale, name
 
 
 def test_what_is_not_alike_is_told() -> None:
@@ -429,6 +343,16 @@ def hooks_on_parameters(wrap: Wrap, told: Told) -> None:
     told.same["calls"] = sorted(calls)
 
 
+def inputs_that_move_in_the_backward(wrap: Wrap, told: Told) -> None:
+    def learned(net: Any, x: Tensor, t: int) -> Tensor:
+        return net.fc(net.raw).mean(0) + net.fc(x)
+
+    model = wrap(net(learned, raw=_raw()))
+    optimizer = torch.optim.SGD([model.net.raw], 1.0)
+    model.net.raw.register_post_accumulate_grad_hook(lambda _: optimizer.step())
+    told.trained(model)
+
+
 def layouts_are_kept(wrap: Wrap, told: Told) -> None:
     images = nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 3, 2, stride=2, bias=False)
     last = nn.Conv2d(3, 2, 2, groups=1), nn.Flatten(), leaky(init_hidden=True, output=True)
@@ -621,6 +545,7 @@ USES: tuple[Case, ...] = (
     a_run_goes_on_from_another,
     weights_move_before_the_backward,
     hooks_on_parameters,
+    inputs_that_move_in_the_backward,
     layouts_are_kept,
     derivatives_of_derivatives,
     many_backwards_at_once,
