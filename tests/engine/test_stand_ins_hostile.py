@@ -121,6 +121,21 @@ def of_a_hypernetwork(net: Any, x: Tensor, t: int) -> Tensor:
     return torch.func.functional_call(net.fc, given, (x,)) + net.fc(x)
 
 
+def computed_and_written(net: Any, x: Tensor, t: int) -> Tensor:
+    if t == 0:
+        net.kept[:] = [1.5 * net.raw]
+    y = torch.func.functional_call(net.fc, {"weight": net.kept[0]}, (x.detach(),))
+    net.kept[0].mul_(0.5)
+    return y
+
+
+def kernel_edited(net: Any, x: Tensor, t: int) -> Tensor:
+    y = net.conv(x.unsqueeze(1))
+    net.conv.weight.data[0, 0, 0] += 0.1 * (t == 3)
+    y += t
+    return net.fc(y.squeeze(1))
+
+
 def settings_edited(net: Any, x: Tensor, t: int) -> Tensor:
     net.conv.dilation = net.conv.padding = (1 + t % 2,)
     return net.fc(net.conv(x.unsqueeze(1)).squeeze(1))
@@ -230,6 +245,8 @@ FORWARDS: dict[str, tuple[Any, dict[str, Callable[[], Any]]]] = {
     "exchanged for a call": (exchanged_for_a_call, SECOND),
     "another parameter": (another_parameter, {"one": _raw, "other": _raw}),
     "of a hypernetwork": (of_a_hypernetwork, {"raw": _raw}),
+    "computed and written": (computed_and_written, {"raw": _raw, "kept": list}),
+    "kernel edited": (kernel_edited, CONV),
     "settings edited": (settings_edited, CONV),
     "one kernel twice": (one_kernel_twice, KERNEL),
     "late": (late, SECOND),
