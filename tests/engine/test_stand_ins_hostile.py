@@ -40,6 +40,7 @@ from torch.utils.checkpoint import checkpoint
 from dynvision_snn.energy import EnergyMeter
 from dynvision_snn.engine import weight_sums
 from dynvision_snn.losses import EnergyLoss
+from dynvision_snn.model import wrap
 
 
 class Net(nn.Module):
@@ -78,6 +79,12 @@ def test_what_is_not_alike_is_told() -> None:
 
     with pytest.raises(AssertionError, match=r"0\.weight"):
         check_alike(another_gradient)
+
+
+def test_what_is_held_against_the_step_engine_has_stand_ins() -> None:
+    model = wrap(dense(), dt=1.0)
+    model(shown())
+    assert "gradients summed over time   0.weight, 2.weight" in model.explain()
 
 
 # -- what a forward may do with its layers --------------------------------------------------------
