@@ -67,6 +67,14 @@ def test_it_is_the_dense_product_with_its_gradients(
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-3)
 
 
+def test_gradients_lie_in_memory_as_torchs_do():
+    x, weight, _, g = drawn(600, 300, 400, 0.05, 0, bias=False)
+    (own,) = torch.autograd.grad(linear_by_entries(x, weight, None, MOST), weight, g)
+    alone = by_entries.weight_gradient_by_entries(g, x.detach(), MOST)
+    (theirs,) = torch.autograd.grad(F.linear(x, weight), weight, g)
+    assert own.stride() == alone.stride() == theirs.stride()
+
+
 def test_its_bits_do_not_depend_on_the_number_of_threads():
     x, weight, b, g = drawn(600, 300, 400, 0.05, 0)
     before, found = torch.get_num_threads(), []

@@ -29,7 +29,12 @@ def weight_gradient_by_entries(g: Tensor, x: Tensor, most: float) -> Tensor | No
     entries = entries_of(x, most)
     if entries is None or not bool(g.sum().isfinite()):
         return None
-    return entries.transposed_times(g).t()
+    return _in_rows(entries.transposed_times(g))
+
+
+def _in_rows(transposed: Tensor) -> Tensor:
+    """In the layout of the weight, in which torch gives its gradient, and keeps it."""
+    return transposed.t().contiguous()
 
 
 class _Linear(Function):
@@ -62,7 +67,7 @@ class _Linear(Function):
         if needs_weight:
             assert g_bias is not None
             if bool(g_bias.isfinite().all()):
-                g_weight = entries.transposed_times(g.contiguous()).t()
+                g_weight = _in_rows(entries.transposed_times(g.contiguous()))
             else:
                 # What is not finite spreads in a dense product, 0 times it being NaN.
                 g_weight = times(g.t(), entries.dense())
