@@ -871,6 +871,51 @@ def test_pre_hooks_that_make_weights_are_run():
     assert torch.equal(run.spikes, torch.stack([net(x) for x in inputs()]))
 
 
+class Plastic(nn.Module):
+    """Writes its weights at every timestep, as `writes` says."""
+
+    def __init__(self, writes: Any) -> None:
+        super().__init__()
+        self.fc, self.lif, self.writes = nn.Linear(FEATURES, CLASSES), leaky(), writes
+
+    def forward(self, x: Tensor, mem: Any = None) -> tuple[Tensor, Tensor]:
+        mem = torch.zeros(len(x), CLASSES) if mem is None else mem
+        self.writes(self.fc)
+        return self.lif(self.fc(x), mem)
+
+
+def in_place(layer: nn.Linear) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(0.9)
+
+
+def behind_autograd(layer: nn.Linear) -> None:
+    layer.weight.data.mul_(0.9)
+
+
+def exchanged(layer: nn.Linear) -> None:
+    layer.weight.data = 0.9 * layer.weight.data
+
+
+def another_parameter(layer: nn.Linear) -> None:
+    layer.weight = nn.Parameter(0.9 * layer.weight.detach())
+
+
+@pytest.mark.parametrize("engine", ["step", "auto"])
+@pytest.mark.parametrize("writes", [in_place, behind_autograd, exchanged, another_parameter])
+def test_weights_that_a_forward_writes_are_written_once_a_timestep(writes, engine):
+    ours = Plastic(writes)
+    theirs = copy.deepcopy(ours)
+    model, mem = dvs.wrap(ours, dt=DT, engine=engine), None
+    for batch in (B, B + 2):
+        membranes = []
+        for x in inputs(batch=batch):
+            _, mem = theirs(x, mem if membranes else None)
+            membranes.append(mem)
+        assert torch.equal(model(inputs(batch=batch)).membrane, torch.stack(membranes))
+        assert torch.equal(ours.fc.weight, theirs.fc.weight)
+
+
 def test_a_look_that_fails_leaves_no_trace():
     net = StaticLoop(4)
     before = trace(net)

@@ -23,6 +23,7 @@ from dynvision_snn.engine.step import run_idle, run_steps
 from dynvision_snn.engine.time_loop import loops_by_itself, trace_loop
 from dynvision_snn.engine.timed import Timed, map_timed
 from dynvision_snn.engine.tracing import Refusal
+from dynvision_snn.engine.witness import untouched
 from dynvision_snn.errors import WrapError, known_names
 from dynvision_snn.freed_memory import LARGEST_BLOCK
 from dynvision_snn.observation import Run, RunHost
@@ -243,13 +244,15 @@ def _plan(
         raise Refusal(f"its forward seeds random numbers ({', '.join(seeding)})")
     layers = adapters.layers(net)
     by_module = {layer.module: layer for layer in layers}
-    if loops:
-        traced = trace_loop(net, calling, adapters, by_module, example, n_steps, wanted)
-    else:
-        if calling.time_axis == 1 and example.ndim < 2:
-            raise Refusal("its input has no axis of features")
-        inputs = example if calling.stepping == "step" else example.unsqueeze(calling.time_axis)
-        traced = trace_call(net, calling, adapters, by_module, inputs)
+    with untouched(net):
+        if loops:
+            traced = trace_loop(net, calling, adapters, by_module, example, n_steps, wanted)
+        else:
+            if calling.time_axis == 1 and example.ndim < 2:
+                raise Refusal("its input has no axis of features")
+            step = calling.stepping == "step"
+            inputs = example if step else example.unsqueeze(calling.time_axis)
+            traced = trace_call(net, calling, adapters, by_module, inputs)
     plan = make_plan(net, calling, traced, layers)
     if not plan.is_worth_it:
         reasons = dict.fromkeys(part.reason for part in plan.parts if part.reason)

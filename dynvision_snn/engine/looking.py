@@ -24,7 +24,7 @@ from dynvision_snn.adapters.finding import uncompiled
 from dynvision_snn.engine.calling import Arguments, Calling, Stepping, arguments_of
 from dynvision_snn.engine.decoding import choose_readout, reached
 from dynvision_snn.engine.rhythm import Size, find_rhythms, fits, over_time, sizes_to_try
-from dynvision_snn.engine.witness import Memory, Seen, left_as_found, same_values, witnessed
+from dynvision_snn.engine.witness import Memory, Seen, same_values, untouched, witnessed
 from dynvision_snn.errors import WrapError
 from dynvision_snn.observation import Rhythm, Watched
 
@@ -101,7 +101,7 @@ def look(
         subject, stepping or _likely(net, watched, adapters), time_axis, *sizes
     ):
         try:
-            with left_as_found(net.modules()):
+            with untouched(net):
                 return attempt()
         except WrapError:
             raise

@@ -266,6 +266,28 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+@contextmanager
+def untouched(net: nn.Module) -> Iterator[None]:
+    """As `left_as_found` of all its modules; what a forward writes into weights goes, too."""
+    # By `.data`, so that a graph that has saved a weight finds it as it was.
+    weights = [
+        (parameter, parameter.data, parameter.detach().clone())
+        for parameter in net.parameters()
+        if type(parameter) is nn.Parameter
+        and parameter.layout is torch.strided
+        and not parameter.is_inference()
+    ]
+    try:
+        with left_as_found(net.modules()):
+            yield
+    finally:
+        for parameter, numbers, value in weights:
+            if not torch.equal(numbers, value):
+                numbers.copy_(value)
+            if parameter.data_ptr() != numbers.data_ptr():
+                parameter.data = numbers
+
+
 def _are_same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same, NaN in the same places included."""
     return torch.equal(one.isnan(), other.isnan()) and torch.equal(
