@@ -50,10 +50,10 @@ class Entries:
     def add_to(self, out: Tensor, dense: Tensor) -> None:
         """Adds the product with `dense`, ``[columns, n]``, to `out`, ``[rows, n]``."""
         lists = (self.heads.numpy(), self.places.numpy(), self.values.numpy())
-        dense_, out_ = dense.numpy(), out.numpy()
+        dense_, out_, n = dense.view(-1).numpy(), out.view(-1).numpy(), dense.shape[1]
 
         def share(start: int, stop: int) -> None:
-            kernels.add_product(*lists, dense_, out_, start, stop, _WIDTH)
+            kernels.add_product(*lists, dense_, out_, n, start, stop, _WIDTH)
 
         in_parallel(share, len(out), len(self.values) * dense.shape[1] / _SUMS)
 
@@ -86,11 +86,11 @@ class Entries:
 
         in_parallel(turn, len(starts), len(self.values) / _LOOKS)
         out = dense.new_zeros(self.n_columns, dense.shape[1])
-        dense_, out_ = dense.numpy(), out.numpy()
+        dense_, out_, n = dense.view(-1).numpy(), out.view(-1).numpy(), dense.shape[1]
 
         def share(start: int, stop: int) -> None:
             for k in range(len(starts)):
-                kernels.add_product(heads[k], rows, values, dense_, out_, start, stop, _WIDTH)
+                kernels.add_product(heads[k], rows, values, dense_, out_, n, start, stop, _WIDTH)
 
         in_parallel(share, self.n_columns, len(self.values) * dense.shape[1] / _SUMS)
         return out

@@ -14,20 +14,20 @@ from dynvision_snn.jit import inner, outer
 
 
 @inner
-def add_listed(places, values, first, last, dense, left, right, total):
-    """Adds the columns ``left:right`` of the rows listed from `first` up to `last`."""
+def add_listed(places, values, first, last, dense, n, left, total):
+    """Adds the rows listed from `first` up to `last`, of `n` columns, from `left` on to `total`."""
     k = first
     while k + 4 <= last:
-        row_a = dense[places[k], left:right]
-        row_b = dense[places[k + 1], left:right]
-        row_c = dense[places[k + 2], left:right]
-        row_d = dense[places[k + 3], left:right]
+        row_a = dense[places[k] * n + left :]
+        row_b = dense[places[k + 1] * n + left :]
+        row_c = dense[places[k + 2] * n + left :]
+        row_d = dense[places[k + 3] * n + left :]
         a, b, c, d = values[k], values[k + 1], values[k + 2], values[k + 3]
         for j in range(total.size):
             total[j] = (((total[j] + a * row_a[j]) + b * row_b[j]) + c * row_c[j]) + d * row_d[j]
         k += 4
     while k < last:
-        row = dense[places[k], left:right]
+        row = dense[places[k] * n + left :]
         a = values[k]
         for j in range(total.size):
             total[j] = total[j] + a * row[j]
@@ -35,32 +35,17 @@ def add_listed(places, values, first, last, dense, left, right, total):
 
 
 @outer
-def add_product(heads, places, values, dense, out, start, stop, width):
-    """Adds ``S @ dense`` to the rows ``start:stop`` of `out`, in blocks of `width` columns.
+def add_product(heads, places, values, dense, out, n, start, stop, width):
+    """Adds ``S @ dense`` to the rows ``start:stop`` of `out`, in blocks of `width` of `n` columns.
 
     The entries of row r of S are those from ``heads[r]`` up to ``heads[r + 1]``: `values` in the
     columns `places`.
     """
-    end = out.shape[1]
-    for left in range(0, end, width):
-        right = left + width if left + width < end else end
+    for left in range(0, n, width):
+        right = min(left + width, n)
         for r in range(start, stop):
-            add_listed(
-                places, values, heads[r], heads[r + 1], dense, left, right, out[r, left:right]
-            )
-
-
-@inner
-def listed(row, places, values):
-    """Lists the entries of a row that are not 0, and returns how many they are."""
-    zero = np.float32(0)
-    k = np.int64(0)
-    for j in range(row.size):
-        value = row[j]
-        places[k] = j
-        values[k] = value
-        k += np.int64(value != zero)
-    return k
+            total = out[r * n + left : r * n + right]
+            add_listed(places, values, heads[r], heads[r + 1], dense, n, left, total)
 
 
 @outer

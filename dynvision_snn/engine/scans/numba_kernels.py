@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynvision_snn.engine.products.kernels import add_listed, listed
+from dynvision_snn.engine.products.kernels import add_listed
 from dynvision_snn.jit import outer
 
 
 @outer
 def forward(
     start,
+    lanes,
     words,
     index,
     x,
@@ -45,6 +46,7 @@ def forward(
     buffers,
     places,
     at,
+    width,
     spikes,
     before,
     membrane,
@@ -65,24 +67,29 @@ def forward(
     one = np.float32(1)
     zero = np.float32(0)
     n = u.size
-    stop = start + n
-    end = at + n
     units = bias.size
-    sums, values = buffers[1, :n], buffers[2, :n]
+    own = buffers[:n]
+    sums = buffers[n : 2 * n]
+    values = buffers[2 * n :]
     # Not a literal, for which `add_listed` would be compiled once more.
     none = np.int64(0)
     for t in range(index.size):
-        back = recurrent[t, start:stop]
+        row = t * lanes + start
+        kept = t * width + at
+        back = recurrent[row:]
         if units > 0:
-            sent = spikes[t - 1, start:stop] if t > 0 else z
+            sent = spikes[row - lanes :] if t > 0 else z
             for k in range(0, n, units):
-                row = sums[k : k + units]
+                total = sums[k : k + units]
+                fired = none
                 for j in range(units):
-                    row[j] = bias[j]
-                fired = listed(sent[k : k + units], places, values)
-                add_listed(places, values, none, fired, sends, none, units, row)
+                    total[j] = bias[j]
+                    places[fired] = j
+                    values[fired] = sent[k + j]
+                    fired += np.int64(sent[k + j] != zero)
+                add_listed(places, values, none, fired, sends, units, none, total)
             back = sums
-        drive = x[index[t], start:stop]
+        drive = x[index[t] * lanes + start :]
         if synapse == 1:
             for j in range(n):
                 i[j] = synapse_rate[j] * i[j] + drive[j]
@@ -95,7 +102,7 @@ def forward(
                     i[j] = i[j] + back[j]
             drive = i
 
-        v = before[t, at:end] if before.size > 0 else buffers[0, :n]
+        v = before[kept:] if before.size > 0 else own
         if update == 1:
             for j in range(n):
                 v[j] = u[j] + rate[j] * ((leak[j] - u[j]) + drive[j])
@@ -123,7 +130,7 @@ def forward(
                 i[j] = i[j] + synapse_rate[j] * i[j]
 
         if spikes.size > 0:
-            emits = spikes[t, start:stop]
+            emits = spikes[row:]
             for j in range(n):
                 emits[j] = np.float32(v[j] - threshold[j] > zero) * value[j]
             if emitted.size > 0:
@@ -147,18 +154,19 @@ def forward(
             for j in range(n):
                 u[j] = v[j]
         if membrane.size > 0:
-            kept = membrane[t, at:end]
+            recorded = membrane[kept:]
             for j in range(n):
-                kept[j] = u[j]
+                recorded[j] = u[j]
         if current.size > 0:
-            kept = current[t, at:end]
+            recorded = current[kept:]
             for j in range(n):
-                kept[j] = i[j]
+                recorded[j] = i[j]
 
 
 @outer
 def backward(
     start,
+    lanes,
     words,
     first,
     last,
@@ -172,6 +180,7 @@ def backward(
     u_first,
     i_first,
     at,
+    width,
     before,
     slopes,
     recorded,
@@ -203,20 +212,20 @@ def backward(
     one = np.float32(1)
     zero = np.float32(0)
     n = g.size
-    stop = start + n
-    end = at + n
-    h, out = buffers[0, :n], buffers[1, :n]
+    h, out = buffers[:n], buffers[n:]
     unique = index.size == 0
     for t in range(last - 1, first - 1, -1):
-        v, slope = before[t, at:end], slopes[t, at:end]
-        u_before = recorded[t - 1, at:end] if t > 0 else u_first
-        if g_membrane.shape[0] > 0:
-            given = g_membrane[t, start:stop]
+        row = t * lanes + start
+        kept = t * width + at
+        v, slope = before[kept:], slopes[kept:]
+        u_before = recorded[kept - width :] if t > 0 else u_first
+        if g_membrane.size > 0:
+            given = g_membrane[row:]
             for j in range(n):
                 g[j] = g[j] + given[j]
 
-        if g_spikes.shape[0] > 0:
-            given = g_spikes[t, start:stop]
+        if g_spikes.size > 0:
+            given = g_spikes[row:]
             for j in range(n):
                 h[j] = given[j]
         else:
@@ -253,7 +262,7 @@ def backward(
             for j in range(n):
                 g[j] = (one - np.float32(v[j] - threshold[j] > zero)) * g[j]
 
-        g_v = g_x[t, start:stop] if unique else out
+        g_v = g_x[row:] if unique else out
         for j in range(n):
             g_v[j] = g[j] + slope[j] * h[j]
         if reset_before == 1 and g_threshold.size > 0:
@@ -266,8 +275,8 @@ def backward(
         if g_rate.size > 0:
             zeroed = np.float32(reset_before == 2)
             for j in range(n):
-                kept = one - zeroed * np.float32(u_before[j] - threshold[j] > zero)
-                g_rate[j] = g_rate[j] + kept * u_before[j] * g_v[j]
+                counts = one - zeroed * np.float32(u_before[j] - threshold[j] > zero)
+                g_rate[j] = g_rate[j] + counts * u_before[j] * g_v[j]
         if update == 1 or update == 2:
             for j in range(n):
                 driven = rate[j] * g_v[j]
@@ -282,8 +291,8 @@ def backward(
                 g[j] = rate[j] * g_v[j]
 
         if synapse > 0:
-            if g_current.shape[0] > 0:
-                given = g_current[t, start:stop]
+            if g_current.size > 0:
+                given = g_current[row:]
                 for j in range(n):
                     g_i[j] = g_i[j] + given[j]
             if synapse == 1:
@@ -291,7 +300,7 @@ def backward(
                     g_v[j] = g_v[j] + g_i[j]
                     g_i[j] = synapse_rate[j] * g_v[j]
                 if g_synapse_rate.size > 0:
-                    i_before = current[t - 1, at:end] if t > 0 else i_first
+                    i_before = current[kept - width :] if t > 0 else i_first
                     for j in range(n):
                         g_synapse_rate[j] = g_synapse_rate[j] + g_v[j] * i_before[j]
             else:
@@ -299,6 +308,6 @@ def backward(
                     g_v[j] = g_v[j] + (g_i[j] + synapse_rate[j] * g_i[j])
                     g_i[j] = g_v[j]
         if not unique:
-            shared = g_x[index[t], start:stop]
+            shared = g_x[index[t] * lanes + start :]
             for j in range(n):
                 shared[j] = shared[j] + g_v[j]

@@ -41,18 +41,19 @@ def forward(
 ) -> None:
     """Runs all timesteps, changing the state `u`, `i` in place; see `backends.Backend`."""
     words = _words(rule)
-    x_, recurrent_, u_, i_ = x.numpy(), _matrix(recurrent), u.numpy(), _vector(i)
-    rows_of_x = index.numpy()
-    outputs = [_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
-    emitted = _vector(wanted.emitted)
+    x_, recurrent_, u_, i_ = _flat(x), _flat(recurrent), u.numpy(), _flat(i)
+    rows_of_x, lanes = index.numpy(), u.numel()
+    outputs = [_flat(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
+    emitted = _flat(wanted.emitted)
     values = [p.numpy() for p in parameters]
 
     def share(start: int, stop: int) -> None:
         width = min(_BLOCK, stop - start)
-        buffers, filled = np.empty((3, width), np.float32), _filled(values, width)
+        buffers, filled = np.empty(3 * width, np.float32), _filled(values, width)
         for a, b in _blocks(start, stop):
             kernels.forward(
                 a,
+                lanes,
                 words,
                 rows_of_x,
                 x_,
@@ -64,11 +65,12 @@ def forward(
                 buffers,
                 _NO_PLACES,
                 a,
+                lanes,
                 *outputs,
                 emitted[a:b],
             )
 
-    _shared_out(share, u.numel(), len(rows_of_x))
+    _shared_out(share, lanes, len(rows_of_x))
 
 
 def forward_joined(
@@ -85,21 +87,22 @@ def forward_joined(
 ) -> None:
     """Runs all timesteps, changing the state `u`, `i` in place; see `backends.Backend`."""
     words = _words(rule)
-    given = (index.numpy(), x.numpy(), _NO_MATRIX, sends.numpy(), bias.numpy())
-    z_, u_, i_ = z.numpy(), u.numpy(), _vector(i)
-    outputs = [_matrix(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
-    values, emitted = [p.numpy() for p in parameters], _vector(wanted.emitted)
-    units = len(bias)
+    lanes, units = u.numel(), len(bias)
+    given = (index.numpy(), _flat(x), _NONE, _flat(sends), bias.numpy())
+    z_, u_, i_ = z.numpy(), u.numpy(), _flat(i)
+    outputs = [_flat(w) for w in (wanted.spikes, wanted.before, wanted.membrane, wanted.current)]
+    values, emitted = [p.numpy() for p in parameters], _flat(wanted.emitted)
     # Several samples at a time: loops over few lanes take longer to enter than to run.
     block = max(1, _JOINED_BLOCK // units) * units
 
     def share(start: int, stop: int) -> None:
         width = min(block, (stop - start) * units)
-        buffers, filled = np.empty((3, width), np.float32), _filled(values, width)
+        buffers, filled = np.empty(3 * width, np.float32), _filled(values, width)
         places = np.empty(units, np.int32)
         for a, b in _blocks(start * units, stop * units, block):
             kernels.forward(
                 a,
+                lanes,
                 words,
                 *given,
                 z_[a:b],
@@ -109,11 +112,12 @@ def forward_joined(
                 buffers,
                 places,
                 a,
+                lanes,
                 *outputs,
                 emitted[a:b],
             )
 
-    in_parallel(share, u.numel() // units, u.numel() * len(index) / _PER_THREAD_JOINED)
+    in_parallel(share, lanes // units, lanes * len(index) / _PER_THREAD_JOINED)
 
 
 def backward(
@@ -135,36 +139,29 @@ def backward(
     g_x = torch.empty_like(x) if unique else torch.zeros_like(x)
     words = _words(rule)
     values = [p.numpy() for p in parameters]
-    x_, g_x_, u0_, i0_, g_, g_i_ = (
-        x.numpy(),
-        g_x.numpy(),
-        u0.numpy(),
-        _vector(i0),
-        g.numpy(),
-        _vector(g_i),
-    )
-    from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
-    g_emitted = _vector(given.emitted)
-    learning = [_vector(value) for value in learned]
-    learns_synapse = learned[3] is not None
+    x_, g_x_, u0_, i0_, g_, g_i_ = (_flat(value) for value in (x, g_x, u0, i0, g, g_i))
+    from_later = [_flat(value) for value in (given.spikes, given.membrane, given.current)]
+    g_emitted = _flat(given.emitted)
+    learning = [_flat(value) for value in learned]
+    learns_synapse, lanes = learned[3] is not None, g.numel()
 
     def share(start: int, stop: int) -> None:
         width = min(_BLOCK, stop - start)
-        buffers, filled = np.empty((3, width), np.float32), _filled(values, width)
+        buffers, filled = np.empty(3 * width, np.float32), _filled(values, width)
         scratch = np.empty((2 + rule.owes + learns_synapse, steps * width), np.float32)
+        before, slopes = scratch[:2]
+        membrane = scratch[2] if rule.owes else _NONE
+        current = scratch[-1] if learns_synapse else _NONE
         for a, b in _blocks(start, stop):
-            over_time = scratch[:, : steps * (b - a)].reshape(-1, steps, b - a)
-            before, slopes = over_time[:2]
-            membrane = over_time[2] if rule.owes else _NO_MATRIX
-            current = over_time[-1] if learns_synapse else _NO_MATRIX
             rows = _rows(values, filled, a, b)
             u, i = u0_[a:b], i0_[a:b]
             kernels.forward(
                 a,
+                lanes,
                 words,
                 rows_of_x,
                 x_,
-                _NO_MATRIX,
+                _NONE,
                 *_NOT_JOINED,
                 *rows,
                 u.copy(),
@@ -172,15 +169,17 @@ def backward(
                 buffers,
                 _NO_PLACES,
                 0,
-                _NO_MATRIX,
+                b - a,
+                _NONE,
                 before,
                 membrane,
                 current,
-                _NO_VECTOR,
+                _NONE,
             )
-            _write_slopes(rule, before, rows[THRESHOLD], slopes)
+            _write_slopes(rule, before[: steps * (b - a)], rows[THRESHOLD], slopes)
             kernels.backward(
                 a,
+                lanes,
                 (*words, int(rule.detached)),
                 0,
                 steps,
@@ -189,6 +188,7 @@ def backward(
                 u,
                 i,
                 0,
+                b - a,
                 before,
                 slopes,
                 membrane if rule.owes else before,
@@ -202,7 +202,7 @@ def backward(
                 *(part[a:b] for part in learning),
             )
 
-    _shared_out(share, g.numel(), steps)
+    _shared_out(share, lanes, steps)
     return g_x
 
 
@@ -221,27 +221,29 @@ def stepper_back(
     """What goes one timestep back, into ``g_x[t]``; see `backends.Backend`."""
     words = (*_words(rule), int(rule.detached))
     values = [p.numpy() for p in parameters]
-    u0_, g_, g_i_ = u0.numpy(), g.numpy(), _vector(g_i)
-    learning = [_vector(value) for value in learned]
-    before_ = before.numpy()
+    u0_, g_, g_i_, before_, recorded_, g_x_ = (
+        _flat(value) for value in (u0, g, g_i, before, recorded, g_x)
+    )
+    lanes = g.numel()
+    learning = [_flat(value) for value in learned]
     slopes = np.empty_like(before_)
-    kept = (before_, slopes, recorded.numpy(), _NO_MATRIX)
-    from_later = [_matrix(value) for value in (given.spikes, given.membrane, given.current)]
-    g_emitted = _vector(given.emitted)
-    width = min(_BLOCK, g.numel())
-    buffers, filled, g_x_ = np.empty((2, width), np.float32), _filled(values, width), g_x.numpy()
+    kept = (before_, slopes, recorded_, _NONE)
+    from_later = [_flat(value) for value in (given.spikes, given.membrane, given.current)]
+    g_emitted = _flat(given.emitted)
+    width = min(_BLOCK, lanes)
+    buffers, filled = np.empty(2 * width, np.float32), _filled(values, width)
     threshold = parameters[THRESHOLD].expand_as(g).contiguous().numpy()
     _write_slopes(rule, before_, threshold, slopes)
     blocks = [
         (
-            (a, words),
+            (a, lanes, words),
             (
-                *(_NO_INDEX, *_rows(values, filled, a, b), u0_[a:b], _NO_VECTOR, a),
+                *(_NO_INDEX, *_rows(values, filled, a, b), u0_[a:b], _NONE, a, lanes),
                 *(*kept, *from_later, g_emitted[a:b], g_[a:b], g_i_[a:b], buffers, g_x_),
                 *(part[a:b] for part in learning),
             ),
         )
-        for a, b in _blocks(0, g.numel())
+        for a, b in _blocks(0, lanes)
     ]
 
     def step_back(t: int) -> None:
@@ -251,11 +253,10 @@ def stepper_back(
     return step_back
 
 
-_NO_VECTOR: Array = np.empty(0, np.float32)
-_NO_MATRIX: Array = np.empty((0, 0), np.float32)
+_NONE: Array = np.empty(0, np.float32)
 _NO_INDEX: Array = np.empty(0, np.int64)
 _NO_PLACES: Array = np.empty(0, np.int32)
-_NOT_JOINED = (_NO_MATRIX, _NO_VECTOR, _NO_VECTOR)
+_NOT_JOINED = (_NONE, _NONE, _NONE)
 
 
 def _words(rule: Rule) -> tuple[int, int, int, int]:
@@ -263,17 +264,13 @@ def _words(rule: Rule) -> tuple[int, int, int, int]:
 
 
 def _write_slopes(rule: Rule, before: Array, threshold: Array, slopes: Array) -> None:
-    """The surrogate slopes of the membranes `before`, ``[T, n]``."""
+    """The surrogate slopes of the membranes `before`, those of a timestep after each other."""
     a, b = np.float32(rule.surrogate.a), np.float32(rule.surrogate.b)
     SLOPES[rule.surrogate.kind](a, b, before, threshold, slopes)
 
 
-def _vector(value: Tensor | None) -> Array:
-    return _NO_VECTOR if value is None else value.numpy()
-
-
-def _matrix(value: Tensor | None) -> Array:
-    return _NO_MATRIX if value is None else value.numpy()
+def _flat(value: Tensor | None) -> Array:
+    return _NONE if value is None else value.view(-1).numpy()
 
 
 def _filled(values: list[Array], width: int) -> list[Array | None]:

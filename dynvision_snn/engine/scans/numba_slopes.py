@@ -1,8 +1,8 @@
 """Surrogate slopes compiled for the CPU, each when it is first used.
 
 The formulas are those of `adapters.scan_spec.SurrogateKind`, in the order of operations of the
-libraries. Each function writes `out`, ``[T, n]``,
-from the membranes `before` the reset, ``[T, n]``, and the `threshold`, ``[n]``.
+libraries. Each function writes `out` from the membranes `before` the reset and the `threshold`,
+``[n]``: n values for every timestep, one timestep after the other.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -20,10 +20,11 @@ from dynvision_snn.jit import outer
 
 @outer
 def _heaviside(a, b, before, threshold, out):
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             slope[j] = np.float32(v[j] - threshold[j] > np.float32(0))
 
 
@@ -31,20 +32,22 @@ def _heaviside(a, b, before, threshold, out):
 def _atan(a, b, before, threshold, out):
     half = a / np.float32(2)
     scale = np.float32(1.5707963267948966) * a
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             y = scale * (v[j] - threshold[j])
             slope[j] = half / (np.float32(1) + y * y)
 
 
 @outer
 def _sparse_sigmoid(a, b, before, threshold, out):
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             y = a * abs(v[j] - threshold[j]) + np.float32(1)
             slope[j] = np.float32(v[j] - threshold[j] > b) / (y * y)
 
@@ -55,59 +58,65 @@ def _fast_sigmoid(a, b, before, threshold, out):
 
 @outer
 def _sigmoid(a, b, before, threshold, out):
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             e = math.exp(-a * (v[j] - threshold[j]))
             slope[j] = a * e / ((e + np.float32(1)) * (e + np.float32(1)))
 
 
 @outer
 def _sign(a, b, before, threshold, out):
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             slope[j] = a if v[j] - threshold[j] < np.float32(0) else -a
 
 
 @outer
 def _rate_escape(a, b, before, threshold, out):
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             slope[j] = b * math.exp(-a * abs(v[j] - threshold[j] - np.float32(1)))
 
 
 @outer
 def _triangle(a, b, before, threshold, out):
     zero = np.float32(0)
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             y = np.float32(1) - abs(v[j] - threshold[j])
             slope[j] = a * y if y > zero else zero
 
 
 @outer
 def _tanh(a, b, before, threshold, out):
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             y = math.tanh(a * (v[j] - threshold[j]))
             slope[j] = np.float32(1) - y * y
 
 
 @outer
 def _circle(a, b, before, threshold, out):
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             y = v[j] - threshold[j]
             y = a / math.sqrt(a * a + y * y)
             slope[j] = y * y * y
@@ -116,10 +125,11 @@ def _circle(a, b, before, threshold, out):
 @outer
 def _erfc(a, b, before, threshold, out):
     scale = np.float32(1.1283791670955126)
-    for t in range(before.shape[0]):
-        v = before[t]
-        slope = out[t]
-        for j in range(threshold.size):
+    n = threshold.size
+    for row in range(0, before.size, n):
+        v = before[row:]
+        slope = out[row:]
+        for j in range(n):
             y = a * (v[j] - threshold[j])
             slope[j] = scale * math.exp(-(y * y))
 
