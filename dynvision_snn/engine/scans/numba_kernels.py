@@ -201,8 +201,8 @@ def backward(
     """The timesteps ``last - 1`` down to `first` of the lanes from `start` on.
 
     `before`, `recorded` and `current` hold the forward from the column `at` on, `slopes` the
-    surrogate's of `before`; `g_emitted` is the gradient of what each lane emitted, times the sign
-    of its spikes. `g` and `g_i` are the gradients of the state, carried back in time. Those of the
+    surrogate's of `before`, of these timesteps alone; `g_emitted` is the gradient of what each lane
+    emitted, times the sign of its spikes. `g` and `g_i` are the gradients of the state, carried back in time. Those of the
     parameters have no size where nothing is learned. `buffers` has two rows.
 
     A timestep turns ``h``, the gradient of a spike, and ``g``, that of the recorded membrane, into
@@ -217,7 +217,7 @@ def backward(
     for t in range(last - 1, first - 1, -1):
         row = t * lanes + start
         kept = t * width + at
-        v, slope = before[kept:], slopes[kept:]
+        v, slope = before[kept:], slopes[(t - first) * width + at :]
         u_before = recorded[kept - width :] if t > 0 else u_first
         if g_membrane.size > 0:
             given = g_membrane[row:]

@@ -22,8 +22,10 @@ from dynvision_snn.engine.threads import in_parallel
 
 Array = NDArray[Any]
 
-# Lanes of a block, and timesteps times lanes that make a thread worth its start.
+# Lanes of a block, timesteps whose slopes are computed at once, and timesteps times lanes that make a
+# thread worth its start.
 _BLOCK = 8192
+_SLOPES = 64
 _JOINED_BLOCK = 2048
 _PER_THREAD = 1 << 18
 _PER_THREAD_JOINED = 1 << 16
@@ -148,9 +150,9 @@ def backward(
     def share(start: int, stop: int) -> None:
         width = min(_BLOCK, stop - start)
         buffers, filled = np.empty(3 * width, np.float32), _filled(values, width)
-        scratch = np.empty((2 + rule.owes + learns_synapse, steps * width), np.float32)
-        before, slopes = scratch[:2]
-        membrane = scratch[2] if rule.owes else _NONE
+        scratch = np.empty((1 + rule.owes + learns_synapse, steps * width), np.float32)
+        before, slopes = scratch[0], np.empty(min(steps, _SLOPES) * width, np.float32)
+        membrane = scratch[1] if rule.owes else _NONE
         current = scratch[-1] if learns_synapse else _NONE
         for a, b in _blocks(start, stop):
             rows = _rows(values, filled, a, b)
@@ -176,31 +178,34 @@ def backward(
                 current,
                 _NONE,
             )
-            _write_slopes(rule, before[: steps * (b - a)], rows[THRESHOLD], slopes)
-            kernels.backward(
-                a,
-                lanes,
-                (*words, int(rule.detached)),
-                0,
-                steps,
-                _NO_INDEX if unique else rows_of_x,
-                *rows,
-                u,
-                i,
-                0,
-                b - a,
-                before,
-                slopes,
-                membrane if rule.owes else before,
-                current,
-                *from_later,
-                g_emitted[a:b],
-                g_[a:b],
-                g_i_[a:b],
-                buffers,
-                g_x_,
-                *(part[a:b] for part in learning),
-            )
+            for first in reversed(range(0, steps, _SLOPES)):
+                last = min(first + _SLOPES, steps)
+                seen = before[first * (b - a) : last * (b - a)]
+                _write_slopes(rule, seen, rows[THRESHOLD], slopes)
+                kernels.backward(
+                    a,
+                    lanes,
+                    (*words, int(rule.detached)),
+                    first,
+                    last,
+                    _NO_INDEX if unique else rows_of_x,
+                    *rows,
+                    u,
+                    i,
+                    0,
+                    b - a,
+                    before,
+                    slopes,
+                    membrane if rule.owes else before,
+                    current,
+                    *from_later,
+                    g_emitted[a:b],
+                    g_[a:b],
+                    g_i_[a:b],
+                    buffers,
+                    g_x_,
+                    *(part[a:b] for part in learning),
+                )
 
     _shared_out(share, lanes, steps)
     return g_x
@@ -226,14 +231,13 @@ def stepper_back(
     )
     lanes = g.numel()
     learning = [_flat(value) for value in learned]
-    slopes = np.empty_like(before_)
+    slopes = np.empty(lanes, np.float32)
     kept = (before_, slopes, recorded_, _NONE)
     from_later = [_flat(value) for value in (given.spikes, given.membrane, given.current)]
     g_emitted = _flat(given.emitted)
     width = min(_BLOCK, lanes)
     buffers, filled = np.empty(2 * width, np.float32), _filled(values, width)
     threshold = parameters[THRESHOLD].expand_as(g).contiguous().numpy()
-    _write_slopes(rule, before_, threshold, slopes)
     blocks = [
         (
             (a, lanes, words),
@@ -247,6 +251,7 @@ def stepper_back(
     ]
 
     def step_back(t: int) -> None:
+        _write_slopes(rule, before_[t * lanes : (t + 1) * lanes], threshold, slopes)
         for first, rest in blocks:
             kernels.backward(*first, t, t + 1, *rest)
 
