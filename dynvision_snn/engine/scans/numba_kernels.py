@@ -202,8 +202,9 @@ def backward(
 
     `before`, `recorded` and `current` hold the forward from the column `at` on, `slopes` the
     surrogate's of `before`, of these timesteps alone; `g_emitted` is the gradient of what each lane
-    emitted, times the sign of its spikes. `g` and `g_i` are the gradients of the state, carried back in time. Those of the
-    parameters have no size where nothing is learned. `buffers` has two rows.
+    emitted, times the sign of its spikes. `g` and `g_i` are the gradients of the state, carried
+    back in time. Those of the parameters have no size where nothing is learned. `buffers` has two
+    rows.
 
     A timestep turns ``h``, the gradient of a spike, and ``g``, that of the recorded membrane, into
     ``g_v``, that of the membrane before the reset, and this into that of the input, in its place.

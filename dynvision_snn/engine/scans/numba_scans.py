@@ -22,8 +22,8 @@ from dynvision_snn.engine.threads import in_parallel
 
 Array = NDArray[Any]
 
-# Lanes of a block, timesteps whose slopes are computed at once, and timesteps times lanes that make a
-# thread worth its start.
+# Lanes of a block, timesteps whose slopes are computed at once, and timesteps times lanes that
+# make a thread worth its start.
 _BLOCK = 8192
 _SLOPES = 64
 _JOINED_BLOCK = 2048
