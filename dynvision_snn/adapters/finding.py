@@ -145,6 +145,11 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` or ``module.compile()`` compiles what it calls."""
+    return uncompiled(module) is not module or module._compiled_call_impl is not None
+
+
 def integration_problems(layers: Iterable[Layer], dt: float) -> Iterator[str]:
     """What a timestep is too long for in some layers, in words; nothing where it is not.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynvision_snn.adapters import Adapters
+from dynvision_snn.adapters.finding import is_compiled
 from dynvision_snn.engine.calling import Calling
 from dynvision_snn.engine.layerwise import LayerRun
 from dynvision_snn.engine.listeners import Audience, check_hooks, check_listeners
@@ -183,6 +184,10 @@ class Engine:
             raise Refusal(f"its input is {example.dtype}; scans take dense float32")
         if torch.is_autocast_enabled(example.device.type):
             raise Refusal("autocast changes the dtype on the way")
+        # Before any trace: a compiler that is called without hooks takes it that there are none.
+        compiled = next((name for name, m in net.named_modules() if is_compiled(m)), None)
+        if compiled is not None:
+            raise Refusal(f"{compiled or 'the model'} was compiled by torch.compile")
         signature = signature_of(net)
         if self._signature != signature:
             self._signature = signature

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynvision_snn.adapters import Layer
-from dynvision_snn.adapters.finding import uncompiled
+from dynvision_snn.adapters.finding import is_compiled
 from dynvision_snn.engine.weight_sums import SummedWeight, WeightSums
 
 
@@ -143,8 +143,5 @@ def _has_weights(layer: Layer) -> bool:
 def _is_as_torch_made_it(net: nn.Module) -> bool:
     """Whether no compiler or parallel wrapper takes modules for its own, and nobody patched any."""
     return _repeated() == _AS_IMPORTED and not any(
-        isinstance(module, nn.DataParallel)
-        or uncompiled(module) is not module
-        or module._compiled_call_impl is not None
-        for module in net.modules()
+        isinstance(module, nn.DataParallel) or is_compiled(module) for module in net.modules()
     )

@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+import snntorch as snn
 import torch
 from energy_nets import SERIES, conv_inputs, conv_net, measured, run_loop
 from torch import nn
 
 from dynvision_snn.energy import EnergyBudget, EnergyMeter
 from dynvision_snn.errors import EnergyError
+from dynvision_snn.model import wrap
 
 
 def check_same_layers(found: EnergyBudget, expected: EnergyBudget) -> None:
@@ -82,3 +84,17 @@ class TestCompiled:
                 module._forward_hooks.update(hooks)
             for x in inputs[2:]:
                 net(x)
+
+
+def test_a_model_with_a_compiled_part_is_not_traced() -> None:
+    """A compiler that is called without hooks takes it that nobody listens."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    part = torch.compile(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), backend="eager")
+    net = nn.Sequential(part, nn.Linear(5, 3), snn.Leaky(0.9, init_hidden=True, output=True))
+    model = wrap(net, dt=1.0, stepping="step")
+    inputs = torch.rand(4, 2, 6)
+    with torch.no_grad():
+        recorded = model(inputs, record=["0.1"]).layers["0.1"].output
+    assert "0 was compiled by torch.compile" in model.explain()
+    torch.testing.assert_close(recorded, nn.Sequential(*part.children())(inputs))
