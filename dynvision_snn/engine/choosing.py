@@ -158,7 +158,7 @@ class Engine:
 
     def stepping(self, host: RunHost) -> AbstractContextManager[None]:
         """What a model is called in, timestep by timestep, where there is no plan."""
-        if self._name == "step":
+        if self._name == "step" or not torch.is_grad_enabled():
             return nullcontext()
         net = host.hosted()
         return self._stand_ins.instead(net, host.adapters.layers(net))

@@ -101,7 +101,7 @@ class StandIns:
         # A compiler that was told of one must find the same again.
         self._made: weakref.WeakKeyDictionary[nn.Module, StandIn] = weakref.WeakKeyDictionary()
         self.summed: tuple[str, ...] = ()
-        """The weights whose gradients were in sums in the last run, by name."""
+        """The weights whose gradients were in sums in the last run with gradients, by name."""
 
     @contextmanager
     def instead(self, net: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:

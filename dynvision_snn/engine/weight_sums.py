@@ -251,6 +251,7 @@ class _Kept:
     """What the calls of a layer have kept, by the backward that it is kept in."""
 
     def __init__(self, how: _Operation, weight: Tensor, bias: Tensor | None) -> None:
+        # Both are held, so that no other tensor has the identity that calls are told apart by.
         self.how, self.weight, self.bias = how, weight, bias
         self._sums: dict[int, _Sum] = {}
 
